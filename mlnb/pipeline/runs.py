@@ -6,8 +6,10 @@
 __all__ = ['FORMAT', 'open_run', 'run_names', 'RunRecord', 'timestamp', 'git_state', 'environment_state', 'read_run', 'find_run',
            'summarise', 'list_runs', 'newest_good', 'settle_dead_runs']
 
-# %% ../../nbs/pipeline/60_runs.ipynb #fc2138d4
+# %% ../../nbs/pipeline/60_runs.ipynb #f7b4b46a
 import os, re, sys, time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RunError, StoreError
