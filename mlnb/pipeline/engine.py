@@ -106,7 +106,7 @@ def kernel_manager(
     transport = "tcp" if os.name == "nt" else "ipc"
     return AsyncKernelManager(kernel_name=kernel, transport=transport, connection_file=str(folder/"kernel.json"))
 
-# %% ../../nbs/pipeline/70_engine.ipynb #c2cd257b
+# %% ../../nbs/pipeline/70_engine.ipynb #2f662b0f
 class StageEngine(NBClientEngine):
     "The papermill engine named `mlnb`."
 
@@ -115,7 +115,6 @@ class StageEngine(NBClientEngine):
                          autosave_cell_every=30, **options):
         "Execute `nb` under a `StageManager`; papermill calls this."
         nb.metadata.papermill.update(options.pop("facts", {}))
-        nb.metadata.papermill["parameters"] = json.loads(json.dumps(nb.metadata.papermill.get("parameters", {}), default=str))
         options.pop("holder", []).append(nb)
         manager = StageManager(nb, options.pop("path", output_path), options.pop("watch", lambda event: None),
                                options.pop("save_every", 1.0), options.pop("secrets", ()))
@@ -143,38 +142,41 @@ class StageClient(PapermillNotebookClient):
         if self.told: self.told(self.km)
         super().papermill_execute_cells()
 
-# %% ../../nbs/pipeline/70_engine.ipynb #abd00a7b
-def _translator(literal):
-    from papermill.translators import PythonTranslator
-    class Literal(PythonTranslator):
-        @classmethod
-        def translate(cls, val): return literal(val)
-    return Literal
+# %% ../../nbs/pipeline/70_engine.ipynb #256b99c5
+class _Source(str):
+    "A value given by its source text."
 
-# %% ../../nbs/pipeline/70_engine.ipynb #fe3ed4b5
+def _register():
+    from papermill.engines import papermill_engines
+    from papermill.translators import PythonTranslator, papermill_translators
+    class StageTranslator(PythonTranslator):
+        @classmethod
+        def translate(cls, val): return str(val) if isinstance(val, _Source) else super().translate(val)
+    papermill_engines.register("mlnb", StageEngine)
+    papermill_translators.register("python", StageTranslator)
+
+# %% ../../nbs/pipeline/70_engine.ipynb #9230a55d
 def execute(
     notebook:Path,                       # source; never written
     path:Path,                           # executed copy
-    parameters:dict,                     # values to inject; {} injects nothing
+    parameters:dict,                     # values to inject, as JSON has them; {} injects nothing
     kernel:str,                          # kernelspec name
     language:str="python",               # the kernel's language; a notebook need not say it
-    literal:Callable[[object], str]=repr, # value -> Python source
+    literals:dict[str, str]|None=None,   # Python source of each value; None: papermill's own translation
     **options,                           # for `StageEngine`: watch, save_every, secrets, km, start, started, facts, cleanup
 ) -> None:
     "Execute a notebook by papermill with this engine; raises `PapermillExecutionError` after the copy is saved."
     from papermill import execute_notebook
-    from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
-    from papermill.translators import papermill_translators
-    papermill_engines.register("mlnb", StageEngine)
-    papermill_translators.register("python", _translator(literal))
+    _register()
     try: nb = nbformat.read(notebook, as_version=4)
     except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as e:
         raise NotebookError("this is not a notebook", where=str(notebook), got=str(e)[:200]) from e
     executed = []
-    facts = {"input_path": Path(notebook).name, "output_path": Path(path).name}
+    facts = {"input_path": Path(notebook).name, "output_path": Path(path).name, "parameters": parameters}
+    given = {name: _Source(literals[name]) for name in parameters} if literals else parameters
     try:
-        execute_notebook(nb, None, parameters=parameters, engine_name="mlnb", kernel_name=kernel,
+        execute_notebook(nb, None, parameters=given, engine_name="mlnb", kernel_name=kernel,
                          language=language, progress_bar=False,
                          path=path, holder=executed, facts=facts | options.pop("facts", {}), **options)
     except PapermillExecutionError:
