@@ -62,7 +62,7 @@ def kill_members(
         except OSError: continue
     return len(killed)
 
-# %% ../../nbs/pipeline/72_processes.ipynb #76111271
+# %% ../../nbs/pipeline/72_processes.ipynb #f900807d
 def _watch(pipe, mark):
     "The guardian's life: read sessions until the pipe closes, then kill what is left."
     os.setsid()
@@ -72,11 +72,12 @@ def _watch(pipe, mark):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)
     told = b""
     while chunk := os.read(3, 4096): told += chunk
-    kill_members(mark, {int(line) for line in told.split()})
+    sessions = {int(line) for line in told.split()}
+    if 0 not in sessions: kill_members(mark, sessions)
 
 def guard(
     mark:str,                        # the attempt's mark
-) -> Callable[[int], None]:          # call it with the session of each kernel that is started
+) -> Callable[[int], None]:          # call it with the session of each kernel that is started; with 0 to let all live
     "Fork a guardian that kills what belongs to the attempt when this process ends, however it ends."
     if not hasattr(os, "fork"): return lambda session: None
     reading, writing = os.pipe()
