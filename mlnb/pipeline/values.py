@@ -9,14 +9,14 @@ __all__ = ['zone_name', 'zone_of', 'to_plain', 'from_plain']
 import math
 from ..errors import ScrapError
 
-# %% ../../nbs/pipeline/51_values.ipynb #a7218ed1
+# %% ../../nbs/pipeline/51_values.ipynb #e533ad7c
 def zone_name(
     zone:object,  # a tzinfo: of datetime, zoneinfo or pytz; None for none
 ) -> str|None:    # "utc", "offset:3600.0", "zoneinfo:Europe/Berlin", "pytz:Europe/Berlin"
     "A text that `zone_of` makes the same zone from; raises `ValueError` for other kinds."
     import datetime
     if zone is None: return None
-    if zone is datetime.timezone.utc: return "utc"
+    if zone is datetime.UTC: return "utc"
     if type(zone) is datetime.timezone and zone.tzname(None).startswith("UTC"):
         return f"offset:{zone.utcoffset(None).total_seconds()!r}"
     library, key = type(zone).__module__.split(".")[0], getattr(zone, "key", None) or getattr(zone, "zone", None)
@@ -30,7 +30,7 @@ def zone_of(
     import datetime
     if name is None: return None
     library, _, key = name.partition(":")
-    if library == "utc": return datetime.timezone.utc
+    if library == "utc": return datetime.UTC
     if library == "offset": return datetime.timezone(datetime.timedelta(seconds=float(key)))
     if library == "pytz":
         import pytz
@@ -38,7 +38,7 @@ def zone_of(
     import zoneinfo
     return zoneinfo.ZoneInfo(key)
 
-# %% ../../nbs/pipeline/51_values.ipynb #627f04d1
+# %% ../../nbs/pipeline/51_values.ipynb #f5e15b74
 def _moment(value):
     "A marker for dates, times and spans; None for other types."
     import datetime
@@ -48,7 +48,7 @@ def _moment(value):
     if kind is datetime.time and value.tzinfo is None and not value.fold: return {"$time": value.isoformat()}
     if kind is datetime.datetime:
         if value.tzinfo is None: return None if value.fold else {"$datetime": value.isoformat()}
-        moment = value.astimezone(datetime.timezone.utc).replace(tzinfo=None)
+        moment = value.astimezone(datetime.UTC).replace(tzinfo=None)
         return {"$datetime": [moment.isoformat(), zone_name(value.tzinfo)]}
     if kind.__module__.startswith("pandas.") and kind.__name__ in ("Timestamp", "Timedelta") and value == value:
         zone = [zone_name(value.tzinfo)] if kind.__name__ == "Timestamp" else []
