@@ -68,20 +68,20 @@ def _fenced(notebook):
     notebook["metadata"]["language_info"] = {"name": "python"}
     return MarkdownExporter(raw_template=template).from_notebook_node(notebook)[0]
 
-# %% ../nbs/95_readme.ipynb #0ed7e42b
+# %% ../nbs/95_readme.ipynb #bce05dd1
 def make_readme(
     root:Path,                      # the project
     source:str="nbs/index.ipynb",   # notebook, relative to `root`
 ) -> str:                           # the whole text of README.md
     "README.md as it should be; raises `NotebookError`."
     path = Path(root)/source
-    notebook = shown_cells(_read(path))
-    for cell in notebook["cells"]:
+    notebook = _read(path)
+    for cell in shown_cells(notebook)["cells"]:
         if cell["cell_type"] == "markdown": cell["source"] = _relinked(cell["source"], path.parent, Path(root))
     text = re.sub(r"\n{3,}", "\n\n", _fenced(notebook)).strip()
     return _NOTICE.format(source) + re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE) + "\n"
 
-# %% ../nbs/95_readme.ipynb #05985094
+# %% ../nbs/95_readme.ipynb #fe1fc51b
 def write_pages(
     root:Path,    # the project
     folder:Path,  # where the pages go; made when missing
@@ -91,8 +91,8 @@ def write_pages(
     source, pages, exporter = Path(root)/"nbs", [], HTMLExporter()
     for path in sorted(source.rglob("*.ipynb")):
         if ".ipynb_checkpoints" in path.parts: continue
-        notebook = shown_cells(_read(path))
-        for cell in notebook["cells"]:
+        notebook = _read(path)
+        for cell in shown_cells(notebook)["cells"]:
             if cell["cell_type"] == "markdown": cell["source"] = _relinked(cell["source"], path.parent, path.parent, ".html")
         page = Path(folder)/path.relative_to(source).with_suffix(".html")
         pages.append(write_atomic(page, exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})[0]))
