@@ -75,7 +75,7 @@ def _word(node, functions, modules):
     while type(root).__name__ == "Attribute": root = root.value
     return node.attr if type(root).__name__ == "Name" and root.id in modules else ""
 
-# %% ../../nbs/pipeline/19_calls.ipynb #354cbfc1
+# %% ../../nbs/pipeline/19_calls.ipynb #7cb94716
 def _argument(call, keyword):
     "The first argument of a call, or None."
     if call.args: return call.args[0]
@@ -101,8 +101,8 @@ class _Found:
     def ref(self, cell, call):
         node = _argument(call, "name"); name = _text(node)
         if node is None or name is None:
-            self.say(cell, call, "computed-ref", f"{_short(call)} has no literal name: the graph is read without running "
-                     "the notebook", 'write it out, ref("stage.scrap"), once for each')
+            self.say(cell, call, "computed-ref", f"{_short(call)} has no literal name, and the graph is read without "
+                     "running the notebook", 'write it out, ref("stage.scrap"), once for each')
             return
         stage, _, scrap = name.partition(".")
         if STAGE_NAME.fullmatch(stage) and scrap.strip() == scrap != "":
@@ -123,7 +123,7 @@ class _Found:
         if name is None: self.computed = True
         else: self.glues[name] = None
 
-# %% ../../nbs/pipeline/19_calls.ipynb #392ede61
+# %% ../../nbs/pipeline/19_calls.ipynb #37acadef
 def find_calls(
     trees:list[tuple[int, object]],  # (cell index, `ast.Module`) of every code cell
     parameters:tuple[str, ...]=(),   # names of the notebook's parameters
@@ -139,8 +139,8 @@ def find_calls(
             if type(node) is ast.Call and word: getattr(found, word)(cell, node)
             elif not word or type(node.ctx) is not ast.Load or id(node) in called: continue
             elif word == "glue": found.computed = True
-            elif word:
-                found.say(cell, node, f"computed-{word}", f"{word} is used as a value, so what it reads cannot be known",
+            else:
+                found.say(cell, node, f"computed-{word}", f"{word} is used as a value, so what it reads is unknown",
                           f"call it with a literal: {word}(...)")
     place = lambda o: (o.cell, o.line)
     refs, sources = (tuple(sorted((o for o in found.items if type(o) is t), key=place)) for t in (Ref, Source))

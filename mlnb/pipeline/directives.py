@@ -71,17 +71,18 @@ def _retries(text): return {"retries": _whole(text, 0, "a whole number, 0 or mor
 _READERS = {"when": _when, "after": _names, "timeout": _timeout, "retries": _retries, "resources": _resources,
             "kernel": _kernel, "cache": _cache}
 
-# %% ../../nbs/pipeline/18_directives.ipynb #16dc1e12
+# %% ../../nbs/pipeline/18_directives.ipynb #fb51bbed
 _DIRECTIVE = re.compile(r"\s*(?:#|//)\s*\|\s*([A-Za-z][\w-]*)\s*:?[ \t]*(.*?)(?:\s#.*)?\s*")
 _FOREIGN = re.compile(
-    "default_exp|default_cls_lvl|exports?|exporti|export_internal|hide(_input|_output|_line)?|filter_stream|eval|notest|"
-    "exec_doc|skip_showdoc|(code|fig|tbl|lst|layout)-.*|collapse_.*|echo|output|warning|error|include|label|panel|column|"
-    "classes|layout|slideshow|slow|cuda|test|tags|id|freeze")
+    "default_exp|default_cls_lvl|exports?|exporti|export_internal|hide(_input|_output|_line)?|filter_stream|eval|"
+    "notest|exec_doc|skip_showdoc|(code|fig|tbl|lst|layout)-.*|collapse_.*|echo|output|warning|error|include|label|"
+    "panel|column|classes|layout|slideshow|slow|cuda|test|tags|id|freeze")
 
 def _head_and_rest(source):
     "Numbered lines of the cell's comment head, and those after it."
     lines = list(enumerate(source.split("\n"), 1))
-    head = next((i for i, (_, line) in enumerate(lines) if line.strip() and not re.match(r"\s*(#|//)", line)), len(lines))
+    is_code = lambda line: line.strip() and not re.match(r"\s*(#|//)", line)
+    head = next((i for i, (_, line) in enumerate(lines) if is_code(line)), len(lines))
     return lines[:head], lines[head:]
 
 def _unknown(word):
