@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Cell', 'Notebook', 'Problem', 'read_notebook', 'parse_python', 'python_source', 'tree_source', 'normal_source']
 
-# %% ../../nbs/pipeline/10_notebook.ipynb #e19804e5
-import json, re
+# %% ../../nbs/pipeline/10_notebook.ipynb #8225295a
+import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 from ..errors import NotebookError
@@ -56,7 +57,7 @@ def _not_json(path, data, error):
                          cure="resolve the conflict (`nbdev-merge` or `nbdime` help)" if conflict
                          else f"look at line {line}, or restore it: git checkout -- {path.name}" if line else "")
 
-# %% ../../nbs/pipeline/10_notebook.ipynb #3e571316
+# %% ../../nbs/pipeline/10_notebook.ipynb #c583c5e0
 def read_notebook(
     path:Path,   # an .ipynb file
 ) -> Notebook:   # its cells and kernel
@@ -75,7 +76,7 @@ def read_notebook(
         cells = tuple(_cell(i, c) for i, c in enumerate(raw["cells"]))
         return Notebook(path, cells, str(kernel.get("name", "")), str(language).lower())
     except (AttributeError, KeyError, TypeError) as e:
-        raise NotebookError("it is JSON, but not a notebook", where=str(path), expected="a list of cells under \"cells\"") from e
+        raise NotebookError("it is JSON, but not a notebook", where=str(path), expected="a list under \"cells\"") from e
 
 # %% ../../nbs/pipeline/10_notebook.ipynb #364663f9
 _MAYBE_MAGIC = re.compile(r"^[ \t]*[%!?]|=[ \t]*[%!]|\?[ \t]*$", re.MULTILINE)
@@ -101,13 +102,13 @@ def _scan(line, quote, depth):
     goes_on = line.endswith("\\")
     return ("" if len(quote) == 1 and not goes_on else quote), depth, goes_on
 
-# %% ../../nbs/pipeline/10_notebook.ipynb #3044afdc
+# %% ../../nbs/pipeline/10_notebook.ipynb #80e278d4
 def _escaped_line(text):
     "The Python of one logical line that may be escaped, or None when it is not."
     if m := _ESCAPED.fullmatch(text):
-        call = m[1] + _call(m[2], m[3]); rest = m[3].strip().partition(" ")
-        if (m[2], rest[0]) == ("%", "time") and rest[2] and not rest[2].startswith(("%", "!", "-")): return f"{call}; {rest[2]}"
-        return call
+        call = m[1] + _call(m[2], m[3]); name, _, rest = m[3].strip().partition(" ")
+        timed = (m[2], name) == ("%", "time") and rest and not rest.startswith(("%", "!", "-"))
+        return f"{call}; {rest}" if timed else call
     if m := _ASSIGNED.fullmatch(text): return m[1] + _call("!!" if m[2] == "!" else "%", m[3])
     if m := _ASKED.fullmatch(text): return m[1] + _call(m[3], m[2])
     return None
@@ -135,12 +136,13 @@ def _cell_to_python(lines):
     if name in _RUNS_PYTHON: return lines[:first] + [call + "...)"] + (_cell_to_python(body) if body else [])
     return lines[:first] + [call + repr("\n".join(body)) + ")"] + [""] * len(body)
 
-# %% ../../nbs/pipeline/10_notebook.ipynb #b89e2d8c
+# %% ../../nbs/pipeline/10_notebook.ipynb #a8835d9a
 def parse_python(
     source:str,   # Python without magics
 ):                # `ast.Module`
     "Parse a cell; everything that is wrong with it is a `SyntaxError`, and nothing is printed."
-    import ast, warnings
+    import ast
+    import warnings
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
