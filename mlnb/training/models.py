@@ -6,7 +6,7 @@
 __all__ = ['NUMBERS', 'to_inputs', 'build_model', 'predict', 'History', 'compile_model', 'epoch_line', 'monitor_of',
            'train_model', 'fit_model']
 
-# %% ../../nbs/training/20_models.ipynb #2358143b
+# %% ../../nbs/training/20_models.ipynb #1337a404
 from collections.abc import Mapping
 from typing import NamedTuple
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 from ..data.schemas import MAX_LEVELS, column_values, features_of, measure, require_columns
 from ..errors import TrainingError
 from .metrics import MAIN_METRIC, SMALLER_IS_BETTER, score_table
+from .quiet import import_tensorflow
 
 # %% ../../nbs/training/20_models.ipynb #7068c173
 NUMBERS = ("numeric", "boolean", "datetime")
@@ -94,7 +95,7 @@ def _head(hidden, schema):
     label = next(c for c in schema["columns"] if c["role"] == "label")
     return keras.layers.Rescaling(label["std"] or 1.0, label["mean"], name="score")(keras.layers.Dense(1)(hidden))
 
-# %% ../../nbs/training/20_models.ipynb #740c4600
+# %% ../../nbs/training/20_models.ipynb #9a90ca2c
 def build_model(
     schema:Mapping,                  # measured on the training rows, see `schemas.measure`
     units:tuple[int, ...]=(64, 32),  # width of each hidden layer, at least 1; empty: a linear model
@@ -102,6 +103,7 @@ def build_model(
     seed:int=0,                      # draws the first weights and the dropout
 ) -> "keras.Model":                  # noqa: F821 - not compiled; inputs are named as in the schema
     "A functional model from raw columns to scores; raises `TrainingError` without a label in the schema."
+    import_tensorflow()
     import keras
     if not schema.get("label"): raise TrainingError("the schema has no label", cure="describe_table(frame, label=facts)")
     keras.utils.set_random_seed(seed)
@@ -117,7 +119,7 @@ def build_model(
         if dropout: hidden = keras.layers.Dropout(dropout)(hidden)
     return keras.Model(inputs, _head(hidden, schema), name="tabular")
 
-# %% ../../nbs/training/20_models.ipynb #63b1b370
+# %% ../../nbs/training/20_models.ipynb #eb8be254
 def predict(
     model:"keras.Model",   # noqa: F821 - from `build_model`, or read back from a file
     frame:pd.DataFrame,    # (n, d) rows to score
@@ -125,7 +127,7 @@ def predict(
     batch_size:int=4096,   # rows at once
 ) -> pd.DataFrame:         # (n, 1) `score` or (n, k) one column a class, with the index of `frame`
     "Scores of rows, see `metrics.score_table`."
-    import tensorflow as tf
+    tf = import_tensorflow()
     arrays = to_inputs(frame, schema)
     def part(start): return {name: tf.constant(a[start:start + batch_size]) for name, a in arrays.items()}
     scores = [np.asarray(model(part(start), training=False)) for start in range(0, len(frame), batch_size)]
@@ -144,7 +146,7 @@ class History(NamedTuple):
         if name not in self.curves: raise TrainingError("no such curve", got=name, expected="one of: " + ", ".join(self.curves))
         return float(self.curves.loc[self.best_epoch, name])
 
-# %% ../../nbs/training/20_models.ipynb #ee380d84
+# %% ../../nbs/training/20_models.ipynb #304a1469
 def _metrics(task):
     import keras
     if task == "binary": return [keras.metrics.AUC(name="auc"), keras.metrics.BinaryAccuracy(name="accuracy")]
@@ -153,14 +155,14 @@ def _metrics(task):
 
 def _batches(frame, schema, batch_size, weights=None, seed=None):
     "A tf.data set of (inputs, label, weight); with a seed in an order drawn anew for every epoch."
-    import tensorflow as tf
+    tf = import_tensorflow()
     inputs = {name: tf.constant(array) for name, array in to_inputs(frame, schema).items()}
     label = tf.constant(frame[schema["label"]["name"]].to_numpy("float32")[:, None])
     weight = tf.constant(np.ones(len(frame), "float32") if weights is None else weights.astype("float32"))
     rows = tf.data.Dataset.range(len(frame))
     if seed is not None: rows = rows.shuffle(len(frame), seed=seed, reshuffle_each_iteration=True)
     def picked(i): return {name: tf.gather(array, i) for name, array in inputs.items()}, tf.gather(label, i), tf.gather(weight, i)
-    return rows.batch(batch_size).map(picked, deterministic=True).prefetch(2)
+    return rows.batch(batch_size).map(picked).prefetch(2)
 
 def _balanced(label):
     counts = label.value_counts()
@@ -192,7 +194,7 @@ def epoch_line(
         print(f"epoch {epoch + 1:>3}/{epochs}  loss {logs['loss']:.4f}  val_loss {logs['val_loss']:.4f}  {monitor} {logs[monitor]:.4f}", flush=True)
     return keras.callbacks.LambdaCallback(on_epoch_end=line)
 
-# %% ../../nbs/training/20_models.ipynb #028f32a9
+# %% ../../nbs/training/20_models.ipynb #bff6809b
 def monitor_of(
     task:str,             # "binary", "multiclass" or "regression"
 ) -> tuple[str, str]:     # curve of the validation rows, and "max" or "min"
@@ -218,7 +220,7 @@ def train_model(
     stop = keras.callbacks.EarlyStopping(monitor, patience=patience or epochs, mode=mode, restore_best_weights=True)
     weights = _balanced(train[schema["label"]["name"]]) if balanced and schema["label"]["classes"] else None
     record = model.fit(_batches(train, schema, batch_size, weights, seed), validation_data=_batches(valid, schema, 4096), epochs=epochs,
-                       verbose=0, callbacks=[stop, keras.callbacks.TerminateOnNaN()] + [epoch_line(epochs, monitor)] * report)
+                       shuffle=False, verbose=0, callbacks=[stop, keras.callbacks.TerminateOnNaN()] + [epoch_line(epochs, monitor)] * report)
     curves = pd.DataFrame(record.history)
     curves.index = pd.RangeIndex(1, len(curves) + 1, name="epoch")
     if not np.isfinite(curves["loss"]).all() or monitor not in curves:
@@ -226,7 +228,7 @@ def train_model(
     best = int(curves[monitor].idxmin() if mode == "min" else curves[monitor].idxmax())
     return History(curves, best, monitor)
 
-# %% ../../nbs/training/20_models.ipynb #115ad6e1
+# %% ../../nbs/training/20_models.ipynb #012aa291
 def fit_model(
     train:pd.DataFrame,              # (n, d) rows to learn from, with the label column
     valid:pd.DataFrame,              # (m, d) rows that say when to stop; never learnt from
@@ -245,8 +247,8 @@ def fit_model(
     ranges = {"epochs": epochs >= 1, "batch_size": batch_size >= 1, "learning_rate": learning_rate > 0, "dropout": 0 <= dropout < 1}
     if wrong := [name for name, right in ranges.items() if not right]:
         raise TrainingError(f"{wrong[0]} is out of range", got=locals()[wrong[0]], expected="see fit_model")
+    tf = import_tensorflow()
     import keras
-    import tensorflow as tf
     keras.backend.clear_session()
     if not tf.config.list_physical_devices("GPU"): tf.config.experimental.enable_op_determinism()
     schema = measure(train, schema)
