@@ -108,7 +108,7 @@ def _arrays(labels, scores):
                               expected="one score for each label, in the same order")
     return labels, scores
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #acfc2a77
+# %% ../../nbs/evaluation/05_bootstrap.ipynb #493c2daa
 def metric_value(
     metric:str,               # a name in `METRICS[task]`
     labels:Sequence[float],   # (n,) 0 or 1; class numbers from 0; target values
@@ -118,10 +118,10 @@ def metric_value(
 ) -> float:                   # NaN where it is not defined, also for 0 rows
     "The metric itself, without resampling; raises `EvaluationError` for an unknown name or unequal lengths."
     labels, scores = _arrays(labels, scores)
-    if not len(labels): return float("nan")
+    if not len(labels) or not np.isfinite(scores).all(): return float("nan")
     return float(_function(task, metric)(labels, scores, np.ones((1, len(labels))), threshold)[0])
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #5829a6b9
+# %% ../../nbs/evaluation/05_bootstrap.ipynb #4e60e2e4
 def replicates(
     metric:str,               # a name in `METRICS[task]`
     labels:Sequence[float],   # (n,)
@@ -134,7 +134,7 @@ def replicates(
     "The metric on `count` resampled test sets (Poisson bootstrap)."
     labels, scores = _arrays(labels, scores)
     function, rng = _function(task, metric), np.random.default_rng(seed)
-    if not len(labels): return np.full(count, np.nan)
+    if not len(labels) or not np.isfinite(scores).all(): return np.full(count, np.nan)
     block = max(1, min(count, 20_000_000 // len(labels)))
     sizes = [block] * (count // block) + ([count % block] if count % block else [])
     return np.concatenate([function(labels, scores, rng.poisson(1.0, (size, len(labels))).astype(float), threshold)
