@@ -204,7 +204,7 @@ def coerce(
         raise ParameterError(f"parameter '{parameter.name}' cannot be this" + (f": {told}" if told else ""),
                              where=where, got=repr(value), expected=expected) from e
 
-# %% ../../nbs/pipeline/15_parameters.ipynb #b095487f
+# %% ../../nbs/pipeline/15_parameters.ipynb #093c7bdf
 def to_python(
     value:object,  # as `coerce` returns it
 ) -> str:          # an expression that evaluates to it anywhere
@@ -244,9 +244,9 @@ def from_json(
     value:object,  # as `to_json` wrote it
 ) -> object:       # the parameter's value
     "Read a value back."
-    import datetime as d
     if isinstance(value, list): return [from_json(o) for o in value]
     if not isinstance(value, dict): return value
+    import datetime as d
     mark, body = next(iter(value.items()), ("", None))
     if mark == "$float": return float(body)
     if mark == "$tuple": return tuple(from_json(o) for o in body)

@@ -201,7 +201,7 @@ def _notebooks(folder):
                            expected="a folder of notebooks") from e
     return sorted(found, key=lambda e: notebook_order(e.name))
 
-# %% ../../nbs/pipeline/20_stage.ipynb #26607b4a
+# %% ../../nbs/pipeline/20_stage.ipynb #2518d08a
 def _by_name(stages):
     "Stages by name; the problems of a second one with the same name go to the first."
     named = {}
@@ -209,7 +209,7 @@ def _by_name(stages):
         first = named.setdefault(stage.name, stage)
         if first is stage: continue
         said = f"{first.path.name} is the stage '{stage.name}' already"
-        twice = Problem(stage.path.name, -1, 0, "duplicate-name", said, "error", "rename one; the number does not count")
+        twice = Problem(stage.path.name, -1, 0, "duplicate-name", said, cure="rename one; the number does not count")
         named[stage.name] = first._replace(problems=(*first.problems, twice, *stage.problems))
     return named
 
