@@ -68,12 +68,13 @@ def _read_moment(marker, data):
     moment = pandas.Timestamp(numpy.datetime64(data[0], data[1])).as_unit(data[1])
     return moment if data[2] is None else moment.tz_localize("UTC").tz_convert(zone_of(data[2]))
 
-# %% ../../nbs/pipeline/51_values.ipynb #058cbdfa
+# %% ../../nbs/pipeline/51_values.ipynb #51aa9bf3
 _CURES = {"Path": "glue the file by itself: glue(name, path)", "ndarray": "use .tolist(), or glue the array by itself",
           "DataFrame": "glue the table by itself", "Series": "use .to_dict(), or glue the series by itself",
           "set": "use sorted(value)", "frozenset": "use sorted(value)", "Decimal": "use float(value) or str(value)",
           "Secret": "leave it out: a secret is never written down", "bytes": "glue the bytes by themselves",
-          "Tensor": "use value.numpy()", "EagerTensor": "use value.numpy()", "complex": "use [value.real, value.imag]"}
+          "datetime64": "use pd.Timestamp(value)", "timedelta64": "use pd.Timedelta(value)", "Tensor": "use value.numpy()",
+          "EagerTensor": "use value.numpy()", "complex": "use [value.real, value.imag]"}
 
 def _refuse(value, path):
     kind = type(value)
@@ -99,7 +100,7 @@ def _scalar(value, path):
 
 def _dict(value, path):
     plain = all(type(k) is str for k in value) and not (len(value) == 1 and next(iter(value)).startswith("$"))
-    if plain: return {k: to_plain(v, f"{path}[{k!r}]") for k, v in value.items()}
+    if plain: return {k: to_plain(value[k], f"{path}[{k!r}]") for k in sorted(value)}
     return {"$dict": [[to_plain(k, f"key {k!r} of {path}"), to_plain(v, f"{path}[{k!r}]")] for k, v in value.items()]}
 
 # %% ../../nbs/pipeline/51_values.ipynb #db775a8f
