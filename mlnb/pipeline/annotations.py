@@ -21,7 +21,7 @@ class Kind(NamedTuple):
     values: tuple = ()  # the values of a Literal; ("tuple",) for tuple[X, ...], which is a list that becomes a tuple
     bounds: tuple[tuple[str, float], ...] = ()  # such as ((">=", 1), ("<", 10))
 
-# %% ../../nbs/pipeline/12_annotations.ipynb #446a8afe
+# %% ../../nbs/pipeline/12_annotations.ipynb #e83bfce7
 _NUMBER = r"[-+]?(?:\d[\d_]*(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|inf)"
 _SIGNS = {"at least": ">=", "no less than": ">=", "at most": "<=", "no more than": "<=", "above": ">", "below": "<",
           "greater than": ">", "more than": ">", "less than": "<", ">=": ">=", "<=": "<=", ">": ">", "<": "<"}
@@ -30,8 +30,8 @@ _BETWEEN = rf"between\s+(?P<c>{_NUMBER})\s+and\s+(?P<d>{_NUMBER})"
 _ONE_SIDE = rf"(?P<sign>{'|'.join(_SIGNS)})\s*(?P<e>{_NUMBER})"
 _MORE = rf"(?P<f>{_NUMBER})\s+or\s+(?P<side>more|less)"
 _START, _END = r"(?:^|(?<=[,;:(.])|\b(?:and|is|be)\b)\s*", r"(?:\s+[A-Za-z]+)?\s*(?=$|[,;.)]|\band\b)"
-_STRICT = re.compile(rf"(?:in\s+)?{_INTERVAL}|{_BETWEEN}|{_ONE_SIDE}|{_MORE}")
-_LOOSE = re.compile(rf"\bin\s+{_INTERVAL}|{_START}(?:{_BETWEEN}|{_ONE_SIDE}|{_MORE}){_END}")
+_STRICT = rf"(?:in\s+)?{_INTERVAL}|{_BETWEEN}|{_ONE_SIDE}|{_MORE}"
+_LOOSE = rf"\bin\s+{_INTERVAL}|{_START}(?:{_BETWEEN}|{_ONE_SIDE}|{_MORE}){_END}"
 
 def _number(text):
     return int(text) if re.fullmatch(r"[-+]?\d[\d_]*", text) else float(text)
@@ -43,19 +43,19 @@ def _bounds(match):
     if m["e"]: return ((_SIGNS[m["sign"]], _number(m["e"])),)
     return ((">=" if m["side"] == "more" else "<=", _number(m["f"])),)
 
-# %% ../../nbs/pipeline/12_annotations.ipynb #fe972ec3
+# %% ../../nbs/pipeline/12_annotations.ipynb #b6cdd3e4
 def read_range(
     text:str,                            # "in (0, 1)", "at least 1", ">= 1, < 10"
 ) -> tuple[tuple[str, float], ...]|None: # the bounds; None when the text is no range
     "Read a text that is a range and nothing else."
-    rest = re.sub(r",|\band\b", " ", _STRICT.sub(" ", text)).strip()
-    return None if rest else tuple(b for m in _STRICT.finditer(text) for b in _bounds(m)) or None
+    rest = re.sub(r",|\band\b", " ", re.sub(_STRICT, " ", text)).strip()
+    return None if rest else tuple(b for m in re.finditer(_STRICT, text) for b in _bounds(m)) or None
 
 def find_range(
     comment:str,                     # "passes over the training set, at least 1"
 ) -> tuple[tuple[str, float], ...]:  # the bounds; () when it states none
     "Find the range a comment states."
-    return tuple(b for m in _LOOSE.finditer(comment) for b in _bounds(m))
+    return tuple(b for m in re.finditer(_LOOSE, comment) for b in _bounds(m))
 
 # %% ../../nbs/pipeline/12_annotations.ipynb #152446d4
 _PLAIN = {"int": "int", "float": "float", "bool": "bool", "str": "str", "None": "none", "Any": "any", "object": "any",

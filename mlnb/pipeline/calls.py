@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Ref', 'Source', 'Calls', 'find_calls']
 
-# %% ../../nbs/pipeline/19_calls.ipynb #ea906f70
+# %% ../../nbs/pipeline/19_calls.ipynb #4d71b7ba
 from typing import NamedTuple
-from .directives import STAGE_NAME
+from .directives import is_stage_name
 from .notebook import Problem
 
 # %% ../../nbs/pipeline/19_calls.ipynb #c688d0f8
@@ -75,7 +75,7 @@ def _word(node, functions, modules):
     while type(root).__name__ == "Attribute": root = root.value
     return node.attr if type(root).__name__ == "Name" and root.id in modules else ""
 
-# %% ../../nbs/pipeline/19_calls.ipynb #7cb94716
+# %% ../../nbs/pipeline/19_calls.ipynb #bfd676c0
 def _argument(call, keyword):
     "The first argument of a call, or None."
     if call.args: return call.args[0]
@@ -105,7 +105,7 @@ class _Found:
                      "running the notebook", 'write it out, ref("stage.scrap"), once for each')
             return
         stage, _, scrap = name.partition(".")
-        if STAGE_NAME.fullmatch(stage) and scrap.strip() == scrap != "":
+        if is_stage_name(stage) and scrap.strip() == scrap != "":
             self.items.append(Ref(stage, scrap, cell, call.lineno))
         else: self.say(cell, call, "ref-name", f"{name!r} does not name a scrap of a stage",
                        'ref("stage.scrap"), such as ref("prepare.train")')

@@ -78,12 +78,12 @@ def read_notebook(
     except (AttributeError, KeyError, TypeError) as e:
         raise NotebookError("it is JSON, but not a notebook", where=str(path), expected="a list under \"cells\"") from e
 
-# %% ../../nbs/pipeline/10_notebook.ipynb #364663f9
-_MAYBE_MAGIC = re.compile(r"^[ \t]*[%!?]|=[ \t]*[%!]|\?[ \t]*$", re.MULTILINE)
-_ESCAPED = re.compile(r"(\s*)(%|!!|!|\?\??)(.*)", re.DOTALL)
-_ASSIGNED = re.compile(r"(\s*[^=!%#\"'({]+=\s*)([%!])(?!=)(.*)", re.DOTALL)
-_ASKED = re.compile(r"(\s*)([\w.*\[\]]+)(\?\??)\s*")
-_MARK = re.compile(r"\\.|#|'''|\"\"\"|['\"()\[\]{}]")
+# %% ../../nbs/pipeline/10_notebook.ipynb #fac77be5
+_MAYBE_MAGIC = r"(?m)^[ \t]*[%!?]|=[ \t]*[%!]|\?[ \t]*$"
+_ESCAPED = r"(\s*)(%|!!|!|\?\??)(.*)"
+_ASSIGNED = r"(\s*[^=!%#\"'({]+=\s*)([%!])(?!=)(.*)"
+_ASKED = r"(\s*)([\w.*\[\]]+)(\?\??)\s*"
+_MARK = r"\\.|#|'''|\"\"\"|['\"()\[\]{}]"
 _RUNS_PYTHON = ("time", "timeit", "capture", "prun")
 
 def _call(mark, text):
@@ -94,7 +94,7 @@ def _call(mark, text):
 
 def _scan(line, quote, depth):
     "Follow strings and brackets through one line: the open quote, the bracket depth, and does the next line go on?"
-    for mark in (m[0] for m in _MARK.finditer(line)):
+    for mark in (m[0] for m in re.finditer(_MARK, line)):
         if quote: quote = "" if mark == quote or (len(quote) == 1 and mark == quote * 3) else quote
         elif mark == "#": return quote, depth, False
         elif mark[0] in "'\"": quote = mark
@@ -102,15 +102,15 @@ def _scan(line, quote, depth):
     goes_on = line.endswith("\\")
     return ("" if len(quote) == 1 and not goes_on else quote), depth, goes_on
 
-# %% ../../nbs/pipeline/10_notebook.ipynb #80e278d4
+# %% ../../nbs/pipeline/10_notebook.ipynb #dbf37bda
 def _escaped_line(text):
     "The Python of one logical line that may be escaped, or None when it is not."
-    if m := _ESCAPED.fullmatch(text):
+    if m := re.fullmatch(_ESCAPED, text):
         call = m[1] + _call(m[2], m[3]); name, _, rest = m[3].strip().partition(" ")
         timed = (m[2], name) == ("%", "time") and rest and not rest.startswith(("%", "!", "-"))
         return f"{call}; {rest}" if timed else call
-    if m := _ASSIGNED.fullmatch(text): return m[1] + _call("!!" if m[2] == "!" else "%", m[3])
-    if m := _ASKED.fullmatch(text): return m[1] + _call(m[3], m[2])
+    if m := re.fullmatch(_ASSIGNED, text): return m[1] + _call("!!" if m[2] == "!" else "%", m[3])
+    if m := re.fullmatch(_ASKED, text): return m[1] + _call(m[3], m[2])
     return None
 
 def _lines_to_python(lines):
@@ -136,7 +136,7 @@ def _cell_to_python(lines):
     if name in _RUNS_PYTHON: return lines[:first] + [call + "...)"] + (_cell_to_python(body) if body else [])
     return lines[:first] + [call + repr("\n".join(body)) + ")"] + [""] * len(body)
 
-# %% ../../nbs/pipeline/10_notebook.ipynb #a8835d9a
+# %% ../../nbs/pipeline/10_notebook.ipynb #bd9a934a
 def parse_python(
     source:str,   # Python without magics
 ):                # `ast.Module`
@@ -153,7 +153,7 @@ def python_source(
     source:str,  # text of a code cell
 ) -> str:        # the same number of lines; Python, if it was Python apart from its magics
     "Turn IPython's magics, shell lines and help requests into the calls they stand for."
-    if not _MAYBE_MAGIC.search(source): return source
+    if not re.search(_MAYBE_MAGIC, source): return source
     try: parse_python(source)
     except SyntaxError: return "\n".join(_cell_to_python(source.split("\n")))
     return source

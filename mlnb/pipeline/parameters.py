@@ -108,8 +108,8 @@ def _called(node):
     except (TypeError, ValueError, OverflowError) as e: raise ValueError(f"{text}: {e}") from e
     return _refuse(f"{text} is known only when the cell runs")
 
-# %% ../../nbs/pipeline/15_parameters.ipynb #973b282a
-_TYPE_COMMENT = re.compile(r"type:\s*([\w.]+(?:\[[^#]*?\])?)\s*")
+# %% ../../nbs/pipeline/15_parameters.ipynb #e60ef7d9
+_TYPE_COMMENT = r"type:\s*([\w.]+(?:\[[^#]*?\])?)\s*"
 
 def _comment(lines, node):
     "Text behind a statement's last line; the parser counts columns in bytes."
@@ -129,7 +129,7 @@ def _read_one(node, cell, lines):
     target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
     annotation = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
     comment = _comment(lines, node)
-    if not annotation and (m := _TYPE_COMMENT.match(comment)): annotation, comment = m[1], comment[m.end():]
+    if not annotation and (m := re.match(_TYPE_COMMENT, comment)): annotation, comment = m[1], comment[m.end():]
     fixed = {"name": target.id, "annotation": annotation, "comment": comment, "cell": cell, "line": node.lineno}
     if _secret_name(node.value) is not None or "Secret" in re.findall(r"\w+", annotation):
         name = _secret_name(node.value) or _refuse("a secret names its environment variable")

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from ..errors import SelectionError
 from .graph import Graph, ancestors, descendants
 
-# %% ../../nbs/pipeline/30_select.ipynb #53903c0c
-_TERM = re.compile(r"(?P<at>@)?(?:(?P<up>\d*)\+)?(?P<what>[^+@]+)(?:\+(?P<down>\d*))?")
+# %% ../../nbs/pipeline/30_select.ipynb #88a5eb6b
+_TERM = r"(?P<at>@)?(?:(?P<up>\d*)\+)?(?P<what>[^+@]+)(?:\+(?P<down>\d*))?"
 _RESULTS = ("ran", "skipped", "failed", "blocked", "stopped")
 
 def _method(what, states, names):
@@ -43,7 +43,7 @@ def _named(what, names):
 
 def _term(graph, text, states):
     "Stages that one term means."
-    m = _TERM.fullmatch(text)
+    m = re.fullmatch(_TERM, text)
     if not m: raise SelectionError(f"'{text}' does not parse",
                                    expected="a name, a pattern or a method, as in 1+train, ev*, state:modified+")
     if m["at"] and (m["up"] is not None or m["down"] is not None):
@@ -56,7 +56,7 @@ def _term(graph, text, states):
     up = ancestors(graph, found, steps(m["up"])) if m["up"] is not None else ()
     return found | set(up) | (set(descendants(graph, found, steps(m["down"]))) if m["down"] is not None else set())
 
-# %% ../../nbs/pipeline/30_select.ipynb #34288896
+# %% ../../nbs/pipeline/30_select.ipynb #d9f579a7
 def select(
     graph:Graph,      # as `build_graph` returns it
     expression:str,   # such as "+train,state:modified+ evaluate"
@@ -64,7 +64,7 @@ def select(
                                        # that is missing never ran, so it is modified; None: methods are refused
 ) -> list[str]:       # in topological order; [] when the expression is right and nothing fits
     "The stages that an expression means; raises `SelectionError`."
-    if not expression.split(): raise SelectionError("the selection is empty", expected="such as train, +train, ev* or *")
+    if not expression.split(): raise SelectionError("the selection is empty", expected="such as train, +train or *")
     chosen = set()
     for union in expression.split():
         parts = [_term(graph, term, states) for term in union.split(",")]

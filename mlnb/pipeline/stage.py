@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Stage', 'stage_name', 'notebook_order', 'read_stage', 'stage_to_json', 'stage_from_json', 'read_pipeline']
 
-# %% ../../nbs/pipeline/20_stage.ipynb #055cdb75
+# %% ../../nbs/pipeline/20_stage.ipynb #3562bf44
 import json
 import os
 import re
@@ -16,12 +16,12 @@ from .. import __version__
 from ..errors import NotebookError, ProjectError, StoreError
 from ..files import write_atomic
 from .calls import Ref, Source, find_calls
-from .directives import STAGE_NAME, read_directives
+from .directives import Place, is_stage_name, read_directives
 from .notebook import Problem, parse_python, python_source, read_notebook, tree_source
 from .parameters import Parameter, from_json, is_assignment, read_parameters, to_json
 from ..settings import Project
 
-# %% ../../nbs/pipeline/20_stage.ipynb #e2a74fe4
+# %% ../../nbs/pipeline/20_stage.ipynb #83ac451d
 class Stage(NamedTuple):
     "One stage notebook, read but not run. Cells count from 0, lines from 1."
     name: str                           # "train" for 30_train.ipynb
@@ -47,8 +47,9 @@ class Stage(NamedTuple):
     cells: int = 0                      # of all kinds
     problems: tuple[Problem, ...] = ()
     kernel_named: bool = False          # `kernel` comes from a directive, not from the notebook's metadata
+    places: tuple[Place, ...] = ()      # of the directives
 
-# %% ../../nbs/pipeline/20_stage.ipynb #7cab40cb
+# %% ../../nbs/pipeline/20_stage.ipynb #db125e69
 def stage_name(
     path:Path,  # "30_train.ipynb"
 ) -> str:       # "train"
@@ -59,8 +60,8 @@ def notebook_order(
     name:str,  # file name
 ) -> tuple:    # sorts as people number: 5_a, 10_b, then those without a number
     "Sorting key of a notebook within its pipeline."
-    number = re.match(r"\d+", name)
-    return (int(number[0]) if number else float("inf"), name)
+    digits = name[:len(name) - len(name.lstrip("0123456789"))]
+    return (int(digits[:18]) if digits else float("inf"), name)
 
 # %% ../../nbs/pipeline/20_stage.ipynb #3cd21ef9
 def _syntax(cell, error):
@@ -113,14 +114,14 @@ def _read_code(cells, tagged, parameters):
 def _plain_code(cells):
     return tuple(c.source.strip() for c in cells if c.kind == "code" and c.source.strip())
 
-# %% ../../nbs/pipeline/20_stage.ipynb #1e7caf2d
+# %% ../../nbs/pipeline/20_stage.ipynb #7f968d4e
 def read_stage(
     path:Path,     # a stage notebook
     pipeline:str,  # the pipeline it belongs to
 ) -> Stage:        # what is wrong with it is in `problems`
     "Read one stage; a file that is no notebook is a stage with one problem."
     path = Path(path); name = stage_name(path)
-    named = [] if STAGE_NAME.fullmatch(name) else [
+    named = [] if is_stage_name(name) else [
         Problem("", -1, 0, "stage-name", f"'{name}' cannot be the name of a stage", "error",
                 "letters, digits, _ and -, starting with a letter, after the number: 30_train.ipynb")]
     try: notebook = read_notebook(path)
@@ -146,8 +147,8 @@ def _read_python(stage, cells, problems):
                            sources=calls.sources, glues=calls.glues, glues_computed=calls.glues_computed or unread)
     return stage, problems + wrong + broken + list(calls.problems)
 
-# %% ../../nbs/pipeline/20_stage.ipynb #caec628a
-_ROWS = {"refs": Ref, "sources": Source, "problems": Problem}
+# %% ../../nbs/pipeline/20_stage.ipynb #47794787
+_ROWS = {"refs": Ref, "sources": Source, "places": Place, "problems": Problem}
 
 # %% ../../nbs/pipeline/20_stage.ipynb #3beca058
 def stage_to_json(
