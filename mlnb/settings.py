@@ -6,10 +6,10 @@
 __all__ = ['SETTINGS', 'Setting', 'parse_size', 'parse_duration', 'read_setting', 'read_settings', 'Project', 'find_project',
            'pick_pipeline']
 
-# %% ../nbs/10_settings.ipynb #87ac157e
+# %% ../nbs/10_settings.ipynb #164841db
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from .errors import ProjectError, SettingsError
 
 # %% ../nbs/10_settings.ipynb #b3a5b5a2
@@ -131,13 +131,13 @@ def read_settings(
         else: values[section, key] = setting.default
     return values
 
-# %% ../nbs/10_settings.ipynb #46a586da
+# %% ../nbs/10_settings.ipynb #6dd27610
 class Project(NamedTuple):
     "A project's places and settings."
     root: Path
     settings: dict[tuple[str, str], object]
 
-    def get(self, section:str, key:str):
+    def get(self, section:str, key:str) -> Any:
         "The value of one setting."
         return self.settings[section, key]
 
