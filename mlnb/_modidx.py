@@ -69,6 +69,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlnb.data.tables._read_csv': ('data/tables.html#_read_csv', 'mlnb/data/tables.py'),
                                   'mlnb.data.tables._read_parquet': ('data/tables.html#_read_parquet', 'mlnb/data/tables.py'),
                                   'mlnb.data.tables._separator': ('data/tables.html#_separator', 'mlnb/data/tables.py'),
+                                  'mlnb.data.tables._storable_categories': ('data/tables.html#_storable_categories', 'mlnb/data/tables.py'),
                                   'mlnb.data.tables.as_text': ('data/tables.html#as_text', 'mlnb/data/tables.py'),
                                   'mlnb.data.tables.read_table': ('data/tables.html#read_table', 'mlnb/data/tables.py'),
                                   'mlnb.data.tables.text_values': ('data/tables.html#text_values', 'mlnb/data/tables.py'),

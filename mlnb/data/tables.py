@@ -32,7 +32,7 @@ def unique_names(
         result.append(new)
     return result
 
-# %% ../../nbs/data/10_tables.ipynb #4e8ce653
+# %% ../../nbs/data/10_tables.ipynb #55008d6c
 _PLAIN = (str, bool, np.bool_)
 
 def _mixed(series):
@@ -40,9 +40,15 @@ def _mixed(series):
     kinds = {type(value) for value in series.dropna()}
     return len(kinds) > 1 or any(not issubclass(kind, _PLAIN) for kind in kinds)
 
+def _storable_categories(dtype):
+    "Are a categorical's own values text, numbers or times?"
+    kind = dtype.categories.dtype
+    return not isinstance(kind, pd.IntervalDtype | pd.PeriodDtype) and (kind != object or not _mixed(dtype.categories.to_series()))
+
 def _plain_column(series):
     if isinstance(series.dtype, pd.PeriodDtype): return series.dt.to_timestamp()
-    if isinstance(series.dtype, pd.IntervalDtype): return series.astype(object).map(str, na_action="ignore")
+    categories = isinstance(series.dtype, pd.CategoricalDtype) and not _storable_categories(series.dtype)
+    if categories or isinstance(series.dtype, pd.IntervalDtype): return series.astype(object).map(str, na_action="ignore")
     if isinstance(series.dtype, pd.SparseDtype): return series.sparse.to_dense()
     if pd.api.types.is_complex_dtype(series): return series.map(str, na_action="ignore")
     if series.dtype != object or not _mixed(series): return series
