@@ -202,6 +202,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlnb.evaluation.slices._mask': ('evaluation/slices.html#_mask', 'mlnb/evaluation/slices.py'),
                                         'mlnb.evaluation.slices._metric_settings': ( 'evaluation/slices.html#_metric_settings',
                                                                                      'mlnb/evaluation/slices.py'),
+                                        'mlnb.evaluation.slices._no_auc': ('evaluation/slices.html#_no_auc', 'mlnb/evaluation/slices.py'),
                                         'mlnb.evaluation.slices._number': ('evaluation/slices.html#_number', 'mlnb/evaluation/slices.py'),
                                         'mlnb.evaluation.slices._plain': ('evaluation/slices.html#_plain', 'mlnb/evaluation/slices.py'),
                                         'mlnb.evaluation.slices._rows_of': ('evaluation/slices.html#_rows_of', 'mlnb/evaluation/slices.py'),

@@ -15,7 +15,7 @@ import pandas as pd
 from ..errors import EvaluationError
 from .bootstrap import MAIN_METRIC, METRICS, paired_difference
 
-# %% ../../nbs/evaluation/20_gates.ipynb #a5bea19d
+# %% ../../nbs/evaluation/20_gates.ipynb #f34f48d9
 class Bound(NamedTuple):
     "One condition on a figure."
     part: str        # "value", "low" or "high": which end of the interval is held against the limit
@@ -25,7 +25,8 @@ class Bound(NamedTuple):
 
     def limit(self, overall:float) -> float:
         "The number that the figure is held against."
-        return {"": self.number, "+": overall + self.number, "-": overall - self.number, "*": overall * self.number}[self.relative]
+        by = self.number
+        return {"": by, "+": overall + by, "-": overall - by, "*": overall * by}[self.relative]
 
     def margin(self, figure:float, overall:float) -> float:
         "How far on the right side the figure is; negative when the bound is broken."
@@ -37,8 +38,9 @@ class Bound(NamedTuple):
         margin = self.margin(figure, overall)
         return margin > 0 or (margin == 0 and self.operator.endswith("="))
 
-# %% ../../nbs/evaluation/20_gates.ipynb #23e58f9d
-_BOUND = re.compile(r"(?:(value|low|high)\s*)?(>=|<=|>|<)\s*(?:(overall)\s*(?:([-+*])\s*)?)?([-+]?[\d.]+(?:[eE][-+]?\d+)?)?")
+# %% ../../nbs/evaluation/20_gates.ipynb #01a40dd8
+_BOUND = re.compile(r"(?:(value|low|high)\s*)?(>=|<=|>|<)\s*"
+                    r"(?:(overall)\s*(?:([-+*])\s*)?)?([-+]?[\d.]+(?:[eE][-+]?\d+)?)?")
 
 def parse_bounds(
     text:str,        # see the table above; several separated by commas
@@ -49,10 +51,11 @@ def parse_bounds(
         found = _BOUND.fullmatch(part.strip())
         number = found and found[5]
         if not found or bool(found[3]) and bool(found[4]) != bool(number) or not (found[3] or number):
-            raise EvaluationError("this is no bound", got=repr(text), expected="such as '>= 0.65', 'low > 0.5' or '>= overall - 0.1'")
+            raise EvaluationError("this is no bound", got=repr(text),
+                                  expected="such as '>= 0.65', 'low > 0.5' or '>= overall - 0.1'")
         relative = (found[4] or "+") if found[3] else ""
         try: bounds.append(Bound(found[1] or "value", found[2], relative, float(number or 0)))
-        except ValueError as e: raise EvaluationError("this is no number", got=repr(number), expected="such as 0.65") from e
+        except ValueError as e: raise EvaluationError("this is no number", got=repr(number), expected="as 0.65") from e
     return bounds
 
 # %% ../../nbs/evaluation/20_gates.ipynb #14b6b0e2
@@ -75,7 +78,7 @@ def _show(value): return "not defined" if value is None or not math.isfinite(val
 
 _MARK = {True: "held", False: "FAILED"}
 
-# %% ../../nbs/evaluation/20_gates.ipynb #60795221
+# %% ../../nbs/evaluation/20_gates.ipynb #7c9d7c13
 class Verdict:
     "Blessed or not, and why; displays as a table."
     def __init__(
@@ -86,7 +89,8 @@ class Verdict:
         value:float=float("nan"),  # its overall figure
         examples:int=0,            # test rows
     ):
-        self.checks, self.skipped, self.metric, self.value, self.examples = tuple(checks), tuple(skipped), metric, value, examples
+        self.checks, self.skipped = tuple(checks), tuple(skipped)
+        self.metric, self.value, self.examples = metric, value, examples
 
     @property
     def failures(self) -> list[Check]:
@@ -101,12 +105,14 @@ class Verdict:
     def as_dict(self) -> dict:
         "Everything as JSON; NaN becomes null."
         rows = [{name: _json(value) for name, value in check._asdict().items()} for check in self.checks]
-        return {"format": 1, "blessed": self.blessed, "metric": self.metric, "value": _json(float(self.value)), "examples": self.examples,
-                "failures": [row for row in rows if not row["passed"]], "checks": rows, "skipped": list(self.skipped)}
+        return {"format": 1, "blessed": self.blessed, "metric": self.metric, "value": _json(float(self.value)),
+                "examples": self.examples, "failures": [row for row in rows if not row["passed"]], "checks": rows,
+                "skipped": list(self.skipped)}
 
     def __repr__(self) -> str:
-        head = f"{'blessed' if self.blessed else 'NOT blessed'}: {len(self.failures)} of {len(self.checks)} checks failed"
-        return "\n".join([head, *(f"  {check.text}" for check in self.failures), *(f"  not judged: {line}" for line in self.skipped)])
+        word = "blessed" if self.blessed else "NOT blessed"
+        lines = [f"  {check.text}" for check in self.failures] + [f"  not judged: {line}" for line in self.skipped]
+        return "\n".join([f"{word}: {len(self.failures)} of {len(self.checks)} checks failed", *lines])
 
     def _repr_html_(self) -> str:
         style = "text-align:left;padding:2px 10px;font-variant-numeric:tabular-nums"
@@ -114,11 +120,13 @@ class Verdict:
         lines = [f'<tr style="{"" if c.passed else "color:#c2410c;font-weight:600"}">' + "".join(
             f'<td style="{style}">{escape(str(cell))}</td>' for cell in
             (_MARK[c.passed], c.what, c.where, _show(c.value), _show(c.limit), _show(c.by))) + "</tr>" for c in shown]
-        names = "".join(f'<th style="{style}">{name}</th>' for name in ("", "what", "where", "value", "limit", "margin"))
+        heads = ("", "what", "where", "value", "limit", "margin")
+        names = "".join(f'<th style="{style}">{name}</th>' for name in heads)
         skipped = "".join(f"<p>not judged: {escape(line)}</p>" for line in self.skipped)
         word = "Blessed" if self.blessed else "Not blessed"
-        return (f'<div style="overflow-x:auto"><p><strong>{word}</strong>, {self.examples:,} test rows, {len(self.failures)} of '
-                f'{len(self.checks)} checks failed</p><table><tr>{names}</tr>{"".join(lines)}</table>{skipped}</div>')
+        return (f'<div style="overflow-x:auto"><p><strong>{word}</strong>, {self.examples:,} test rows, '
+                f'{len(self.failures)} of {len(self.checks)} checks failed</p>'
+                f'<table><tr>{names}</tr>{"".join(lines)}</table>{skipped}</div>')
 
 # %% ../../nbs/evaluation/20_gates.ipynb #56aba8fa
 DEFAULT_THRESHOLDS = {"binary": {"auc": "> 0.5"}, "multiclass": {"auc_macro": "> 0.5"},
@@ -127,7 +135,7 @@ DEFAULT_SLICE_THRESHOLDS = {"binary": {"auc": "high >= overall - 0.15"},
                             "multiclass": {"sparse_categorical_accuracy": "high >= overall - 0.25"},
                             "regression": {"mean_absolute_error": "low <= overall * 2.5"}}
 
-# %% ../../nbs/evaluation/20_gates.ipynb #80b73fca
+# %% ../../nbs/evaluation/20_gates.ipynb #d9fa6727
 def _one_label(metrics, key):
     "Does this slice hold one class only? (TFMA's mean label says so.)"
     mean = metrics[(metrics.key == key) & (metrics.metric == "mean_label")].value
@@ -174,11 +182,12 @@ def _slice_checks(metrics, thresholds, skipped):
 def _baseline_check(name, labels, scores, other, task, metric, margin, threshold):
     difference = paired_difference(labels, scores, other, task, metric, threshold)
     passed = difference.low >= margin if margin else difference.low > 0
-    text = (f"{metric} against {name}: better by {_show(difference.value)}, interval {_show(difference.low)} to {_show(difference.high)}; "
-            f"its lower end must be {'at least' if margin else 'above'} {margin:g}")
-    return Check(f"{metric} against {name}", "test rows", difference.low, margin, difference.low - margin, bool(passed), text)
+    text = (f"{metric} against {name}: better by {_show(difference.value)}, interval {_show(difference.low)} to "
+            f"{_show(difference.high)}; its lower end must be {'at least' if margin else 'above'} {margin:g}")
+    by = difference.low - margin
+    return Check(f"{metric} against {name}", "test rows", difference.low, margin, by, bool(passed), text)
 
-# %% ../../nbs/evaluation/20_gates.ipynb #fb7e35b3
+# %% ../../nbs/evaluation/20_gates.ipynb #7fc16028
 def judge(
     metrics:pd.DataFrame,                          # what `evaluate_slices` gave for the model
     task:str="binary",                             # "binary", "multiclass" or "regression"
@@ -187,9 +196,9 @@ def judge(
     slice_thresholds:Mapping[str, str]|None=None,  # bounds every slice must keep; None: the task's defaults, {}: none
     labels:Sequence[float]|None=None,              # (n,) test labels as numbers; needed for baselines
     scores:Sequence[float]|None=None,              # (n,) or (n, classes): the model on the same rows
-    baselines:Mapping[str, Sequence[float]]|None=None, # name -> scores of a baseline on the same rows, shaped like `scores`
-    margin:float|Mapping[str, float]=0.0,          # the model must be better by this, beyond doubt, in the metric's units;
-                                                   # a dict sets it by baseline; negative: may be worse by so much
+    baselines:Mapping[str, Sequence[float]]|None=None, # name -> scores of a baseline, same rows, same shape
+    margin:float|Mapping[str, float]=0.0,          # better by this beyond doubt, in the metric's units; a dict sets it
+                                                   # by baseline; negative: may be worse by so much
     metric:str="",                                 # for the baselines; "": the task's main metric
     threshold:float=0.5,                           # binary: for metrics that need a decision
 ) -> Verdict:
@@ -199,17 +208,20 @@ def judge(
     checks, skipped = _first_checks(metrics, metric)
     if checks: return Verdict(checks, metric=metric)
     row = _overall(metrics, metric)
-    checks = [*_overall_checks(metrics, DEFAULT_THRESHOLDS[task] if thresholds is None else thresholds),
-              *_slice_checks(metrics, DEFAULT_SLICE_THRESHOLDS[task] if slice_thresholds is None else slice_thresholds, skipped)]
+    thresholds = DEFAULT_THRESHOLDS[task] if thresholds is None else thresholds
+    slice_thresholds = DEFAULT_SLICE_THRESHOLDS[task] if slice_thresholds is None else slice_thresholds
+    checks = [*_overall_checks(metrics, thresholds), *_slice_checks(metrics, slice_thresholds, skipped)]
     if baselines and (labels is None or scores is None):
-        raise EvaluationError("baselines can only be compared on the same rows", expected="labels= and scores= of the test rows")
+        raise EvaluationError("baselines can only be compared on the same rows",
+                              expected="labels= and scores= of the test rows")
     for name, other in (baselines or {}).items():
         limit = margin.get(name, 0.0) if isinstance(margin, Mapping) else margin
         checks.append(_baseline_check(name, labels, scores, other, task, metric, limit, threshold))
-    measured = Check(f"{metric} measured", "Overall", float(row.value), float("nan"), 0.0, True, f"{metric} is {_show(row.value)}")
-    return Verdict(checks or [measured], skipped, metric, float(row.value), int(row.examples))
+    value = float(row.value)
+    measured = Check(f"{metric} measured", "Overall", value, float("nan"), 0.0, True, f"{metric} is {_show(value)}")
+    return Verdict(checks or [measured], skipped, metric, value, int(row.examples))
 
-# %% ../../nbs/evaluation/20_gates.ipynb #7580df75
+# %% ../../nbs/evaluation/20_gates.ipynb #147000f4
 def _first_checks(metrics, metric):
     "The two rules without a switch: something was measured, and it is a number."
     nan = float("nan")
@@ -218,7 +230,8 @@ def _first_checks(metrics, metric):
     row = _overall(metrics, metric)
     if row is None:
         raise EvaluationError(f"the main metric '{metric}' is not in the table",
-                              expected="one of: " + ", ".join(dict.fromkeys(metrics.metric)), cure="give metric=, or the right task=")
+                              expected="one of: " + ", ".join(dict.fromkeys(metrics.metric)),
+                              cure="give metric=, or the right task=")
     if math.isfinite(row.value): return [], []
     text = f"{metric} is not defined on the {row.examples} test rows: nothing can be said about this model"
     return [Check(metric, "Overall", nan, nan, nan, False, text)], []

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['SlicePicture', 'slice_picture']
 
-# %% ../../nbs/evaluation/12_pictures.ipynb #e3d7a345
+# %% ../../nbs/evaluation/12_pictures.ipynb #6cebd278
 import math
 from html import escape
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..errors import EvaluationError
-from .bootstrap import direction
+from .bootstrap import MAIN_METRIC, direction
 from ..files import write_atomic
 
-# %% ../../nbs/evaluation/12_pictures.ipynb #3c3ed214
+# %% ../../nbs/evaluation/12_pictures.ipynb #5251acd4
 _STYLE = """<style>
 .mlnb-slices{font:13px/1.45 system-ui,sans-serif;color:inherit;overflow-x:auto}
 .mlnb-slices table{border-collapse:collapse;margin:.3em 0;color:inherit;background:none}
@@ -41,10 +41,11 @@ def _scale(rows):
     return lambda value: 8 + (value - low) / span * (_WIDTH - 16)
 
 def _dot(row, x, overall):
-    parts = [f'<line x1="{x(overall):.1f}" x2="{x(overall):.1f}" y1="0" y2="18" stroke="currentColor" stroke-opacity=".35"/>'
-             ] if math.isfinite(overall) else []
-    if math.isfinite(row.low) and math.isfinite(row.high):
-        parts.append(f'<line x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="9" y2="9" stroke="#0072b2" stroke-width="2"/>')
+    def line(a, b, y1, y2, style): return f'<line x1="{x(a):.1f}" x2="{x(b):.1f}" y1="{y1}" y2="{y2}" {style}/>'
+    parts = []
+    if math.isfinite(overall): parts.append(line(overall, overall, 0, 18, 'stroke="currentColor" stroke-opacity=".35"'))
+    interval = 'stroke="#0072b2" stroke-width="2"'
+    if math.isfinite(row.low + row.high): parts.append(line(row.low, row.high, 9, 9, interval))
     if math.isfinite(row.value): parts.append(f'<circle cx="{x(row.value):.1f}" cy="9" r="4" fill="#0072b2"/>')
     title = f"{row.slice}: {_figure(row.value)} ({_figure(row.low)} to {_figure(row.high)}), {row.examples:,} rows"
     return (f'<svg width="{_WIDTH}" height="18" viewBox="0 0 {_WIDTH} 18" role="img"><title>{escape(title)}</title>'
@@ -59,7 +60,7 @@ def _line(row, x, overall, sign):
             f'<td class="n">{_figure(row.value)}</td><td class="n">{_figure(row.low)} – {_figure(row.high)}</td>'
             f'<td class="n{worse}">{shown}</td><td>{_dot(row, x, overall)}</td></tr>')
 
-# %% ../../nbs/evaluation/12_pictures.ipynb #c86ac967
+# %% ../../nbs/evaluation/12_pictures.ipynb #8cd00862
 class SlicePicture:
     "A slice table that displays itself in a notebook and saves itself as one HTML file."
     def __init__(
@@ -70,17 +71,17 @@ class SlicePicture:
 
     def _repr_html_(self) -> str: return self.html
 
-    def __repr__(self) -> str: return f"SlicePicture of {self.html.count('<tr ') - 1} slices; .save(path) writes it as HTML"
+    def __repr__(self) -> str: return "SlicePicture: shows itself in a notebook; .save(path) writes it as HTML"
 
     def save(
         self,
         path:Path|str,  # file to write
     ) -> Path:          # it
         "Write a page that opens anywhere, without network."
-        head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>Slices</title>'
-        return write_atomic(Path(path), head + self.html + "\n")
+        head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        return write_atomic(Path(path), f"{head}<title>Slices</title>{self.html}\n")
 
-# %% ../../nbs/evaluation/12_pictures.ipynb #f6f6421b
+# %% ../../nbs/evaluation/12_pictures.ipynb #cbb60b66
 def slice_picture(
     metrics:pd.DataFrame,   # what `evaluate_slices` gave
     metric:str="",          # which metric; "" takes the first of auc, auc_macro, mean_absolute_error that is there
@@ -88,7 +89,7 @@ def slice_picture(
 ) -> SlicePicture:
     "Slices by their gap to everybody, worst first; raises `EvaluationError` for a metric that is not there."
     known = list(dict.fromkeys(metrics.metric))
-    metric = metric or next((m for m in ("auc", "auc_macro", "mean_absolute_error") if m in known), known[0] if known else "")
+    metric = metric or next((m for m in [*MAIN_METRIC.values(), *known] if m in known), "")
     rows = metrics[metrics.metric == metric]
     if rows.empty: raise EvaluationError(f"no metric '{metric}' in this table", expected="one of: " + ", ".join(known))
     overall = float(rows[rows.by == "Overall"].value.iloc[0])
@@ -99,6 +100,7 @@ def slice_picture(
     note = {1: "higher is better", -1: "lower is better", 0: "closer to the overall line is better"}[sign]
     lines = [_line(row, x, overall, sign) for row in rows.head(most + 1).itertuples()]
     rest = f"; {len(rows) - most - 1} more slices are not shown" if len(rows) > most + 1 else ""
-    return SlicePicture(f'<div class="mlnb-slices">{_STYLE}<table><caption>{escape(metric)} by slice ({note}; grey: few rows{rest})'
-                        '</caption><thead><tr><th>slice</th><th class="n">rows</th><th class="n">value</th><th class="n">95 % interval</th>'
-                        f'<th class="n">gap</th><th>vertical line: overall</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>')
+    names = "".join(f'<th class="n">{name}</th>' for name in ("rows", "value", "95 % interval", "gap"))
+    return SlicePicture(f'<div class="mlnb-slices">{_STYLE}<table><caption>{escape(metric)} by slice ({note}; '
+                        f'grey: few rows{rest})</caption><thead><tr><th>slice</th>{names}<th>vertical line: overall</th></tr></thead>'
+                        f'<tbody>{"".join(lines)}</tbody></table></div>')

@@ -21,7 +21,7 @@ import pandas as pd
 from ..errors import EvaluationError
 from .bootstrap import METRICS, interval, replicates
 
-# %% ../../nbs/evaluation/10_slices.ipynb #1f585fd7
+# %% ../../nbs/evaluation/10_slices.ipynb #9ae4fe0b
 def _find(frame, name):
     "The column a person means: exact, or the one whose text is the same (columns can be numbers)."
     found = [c for c in frame.columns if c == name] or [c for c in frame.columns if str(c) == str(name)]
@@ -32,7 +32,7 @@ def _find(frame, name):
                           expected=f"one like {', '.join(near)}" if near else "a column of the table")
 
 def _edge(value):
-    return str(value)[:19] if isinstance(value, pd.Timestamp) else f"{value:.6g}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)[:19]
 
 def _bins(values, bins):
     "Quantile bins as text and in order; equal edges are merged."
@@ -46,7 +46,7 @@ def _plain(value):
     "Text of a single value: whole floats lose their '.0', since missing rows turn integers into floats."
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
-# %% ../../nbs/evaluation/10_slices.ipynb #960a3936
+# %% ../../nbs/evaluation/10_slices.ipynb #db64291b
 def slice_values(
     values:pd.Series,     # one column of the test table, any type
     max_values:int=32,    # most values a column keeps; more are binned (numbers, dates) or joined (everything else)
@@ -55,7 +55,8 @@ def slice_values(
     "Turn a column into slice values: its own, quantile bins, `(other)` and `(missing)`."
     values = values.astype(object) if isinstance(values.dtype, pd.CategoricalDtype) else values
     kind = values.infer_objects().dtype if values.dtype == object else values.dtype
-    ordered = not pd.api.types.is_object_dtype(kind) and not pd.api.types.is_bool_dtype(kind) and not pd.api.types.is_string_dtype(kind)
+    unordered = (pd.api.types.is_object_dtype, pd.api.types.is_bool_dtype, pd.api.types.is_string_dtype)
+    ordered = not any(belongs(kind) for belongs in unordered)
     values = values.infer_objects() if ordered else values
     if ordered and not str(kind).startswith(("datetime", "timedelta")):
         values = values.astype("float64").replace([np.inf, -np.inf], [np.finfo(float).max, -np.finfo(float).max])
@@ -72,12 +73,12 @@ def slice_values(
     extra = [name for name in ("(other)", "(missing)") if name not in names and (text == name).any()]
     return pd.Series(pd.Categorical(text, [*names, *extra], ordered=True), values.index)
 
-# %% ../../nbs/evaluation/10_slices.ipynb #20ae1abd
+# %% ../../nbs/evaluation/10_slices.ipynb #be856c2e
 _TFMA = {
     "binary": ("AUC", "AUCPrecisionRecall", "BinaryAccuracy", "Precision", "Recall", "Specificity", "F1Score",
                "BinaryCrossEntropy", "MeanLabel", "MeanPrediction", "Calibration"),
     "multiclass": ("SparseCategoricalAccuracy", "SparseCategoricalCrossentropy"),
-    "per class": ("AUC", "Precision", "Recall"),
+    "per class": (("AUC",), ("Precision", "Recall")),
     "regression": ("MeanAbsoluteError", "MeanSquaredError", "RootMeanSquaredError", "SquaredPearsonCorrelation",
                    "MeanLabel", "MeanPrediction"),
 }
@@ -96,11 +97,11 @@ def _config(task, slices, classes, threshold, intervals, label, prediction):
     whole = config.metrics_specs.add()
     for name in ("ExampleCount", *_TFMA[task]):
         whole.metrics.add(class_name=name, config=json.dumps(_metric_settings(name, task, threshold)))
-    if task == "multiclass":
+    for names in _TFMA["per class"] if task == "multiclass" else ():
         each = config.metrics_specs.add()
-        for name in _TFMA["per class"]:
-            each.metrics.add(class_name=name, config=json.dumps(_metric_settings(name, task, threshold)))
+        for name in names: each.metrics.add(class_name=name, config=json.dumps(_metric_settings(name, task, threshold)))
         each.binarize.class_ids.values.extend(range(len(classes)))
+        if names != ("AUC",): continue
         each.aggregate.macro_average = True
         for number in range(len(classes)): each.aggregate.class_weights[number] = 1.0
     for columns in slices: config.slicing_specs.add(feature_keys=columns)
@@ -144,7 +145,7 @@ def import_quietly(
             os.dup2(kept, 2)
             os.close(kept)
 
-# %% ../../nbs/evaluation/10_slices.ipynb #51fd7d5e
+# %% ../../nbs/evaluation/10_slices.ipynb #2d222bc1
 def _keep_beam_off_the_page():
     from apache_beam.utils.interactive_utils import is_in_notebook
     if not is_in_notebook(): return
@@ -177,11 +178,11 @@ def _rows_of(result, classes):
     for key, outputs in result.slicing_metrics:
         for part, metrics in outputs[""].items():
             for name, value in metrics.items():
-                if part.startswith("classId:"): name = f"{name}[{classes[int(part.split(':')[1])]}]"
+                if part.startswith("classId:"): name = f"{name}[{classes[int(part.split()[0].split(':')[1])]}]"
                 if name.startswith("macro_average"): name = f"{name.split('_', 2)[2]}_macro"
                 yield key, name, _number(value)
 
-# %% ../../nbs/evaluation/10_slices.ipynb #e5d41cea
+# %% ../../nbs/evaluation/10_slices.ipynb #939b12c7
 def _labels(values, task, classes):
     if values.isna().any():
         raise EvaluationError(f"label '{values.name}' is missing in {int(values.isna().sum())} test rows",
@@ -196,7 +197,7 @@ def _labels(values, task, classes):
                               expected="numbers" if task == "regression" else "one of: " + ", ".join(known))
     if task != "regression" and numbers.nunique() < 2:
         raise EvaluationError(f"label '{values.name}' has one class only in the test rows", got=repr(values.iloc[0]),
-                              expected="at least two", cure="take more test rows, or split so that each class is in the test set")
+                              expected="at least two", cure="take more test rows, or split by label")
     return numbers
 
 def _scores(frame, columns, task):
@@ -204,27 +205,33 @@ def _scores(frame, columns, task):
                        for c in columns], axis=1)
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
-        raise EvaluationError(f"{int(bad.sum())} of {len(values)} test rows have no finite score", where=", ".join(map(str, columns)),
-                              expected="a finite number in every row", cure="look at the inputs of these rows and at the loss of the training")
+        raise EvaluationError(f"{int(bad.sum())} of {len(values)} test rows have no finite score",
+                              where=", ".join(map(str, columns)), expected="a finite number in every row",
+                              cure="look at the inputs of these rows and at the loss of the training")
     if task != "regression" and (values.min() < 0 or values.max() > 1):
         raise EvaluationError("scores are no probabilities", where=", ".join(map(str, columns)),
-                              got=f"{values.min():.4g} to {values.max():.4g}", expected="0 to 1", cure="apply sigmoid or softmax")
+                              got=f"{values.min():.4g} to {values.max():.4g}", expected="0 to 1",
+                              cure="apply sigmoid or softmax")
     return values if task == "multiclass" else values[:, 0]
 
 def _checked(frame, label, scores, task, classes, intervals):
     if task not in METRICS: raise EvaluationError(f"no task '{task}'", expected="one of: " + ", ".join(METRICS))
     if intervals not in ("bootstrap", "jackknife", "poisson_bootstrap", "none"):
         raise EvaluationError(f"no intervals '{intervals}'", expected="bootstrap, jackknife, poisson_bootstrap or none")
-    if not len(frame): raise EvaluationError("the test table has no rows", expected="at least one row with label and score")
+    if (task, intervals) == ("regression", "jackknife"):
+        raise EvaluationError("TFMA 0.52's jackknife counts errors wrongly (it was 2 % off in our test)",
+                              cure="take intervals='bootstrap' or 'poisson_bootstrap'")
+    if not len(frame): raise EvaluationError("the test table has no rows", expected="rows with label and score")
     columns = [scores] if isinstance(scores, str) or not isinstance(scores, Sequence) else list(scores)
     if task == "multiclass" and (len(columns) != len(classes) or len(columns) < 2):
-        raise EvaluationError("multiclass needs one score column for each class", got=f"{len(columns)} columns, {len(classes)} classes",
+        raise EvaluationError("multiclass needs one score column for each class",
+                              got=f"{len(columns)} columns, {len(classes)} classes",
                               expected="`scores` and `classes` of the same length, in the same order")
     if task != "multiclass" and len(columns) != 1:
         raise EvaluationError(f"{task} needs one score column", got=f"{len(columns)}")
     return _labels(_find(frame, label), task, classes).to_numpy(), _scores(frame, columns, task)
 
-# %% ../../nbs/evaluation/10_slices.ipynb #2d163fc1
+# %% ../../nbs/evaluation/10_slices.ipynb #e28e7436
 def _specs(slices):
     "Column lists without repetition, overall first."
     lists = [[one] if isinstance(one, str) else list(one) for one in slices]
@@ -246,6 +253,13 @@ def _add_intervals(row, mask, labels, scores, task, threshold):
     drawn = replicates(row["metric"], labels[mask], scores[mask], task, threshold)
     row["low"], row["high"] = interval(drawn)
 
+def _no_auc(metric, labels, classes):
+    "Is this the AUC of a slice in which the class, or its opposite, does not occur?"
+    if not metric.startswith("auc"): return False
+    shares = [(labels == number).mean() for number in range(len(classes) or 2)]
+    if "[" in metric: shares = [shares[list(classes).index(metric.split("[", 1)[1][:-1])]]
+    return not all(0 < share < 1 for share in shares)
+
 def _mask(cut, key):
     mask = np.ones(len(cut), bool)
     for column, value in key: mask &= (cut[column] == value).to_numpy()
@@ -259,6 +273,7 @@ def _tidy(result, cut, specs, classes, labels, scores, task, threshold, min_exam
         columns = next(spec for spec in order if set(spec) == {c for c, _ in key})
         key = tuple(sorted(key, key=lambda pair, columns=columns: columns.index(pair[0])))
         mask = masks.setdefault(key, _mask(cut, key))
+        if task != "regression" and _no_auc(metric, labels[mask], classes): value = low = high = float("nan")
         row = {"slice": ", ".join(f"{c}={v}" for c, v in key) or "Overall", "by": " x ".join(columns) or "Overall",
                "key": json.dumps(key, ensure_ascii=False, separators=(",", ":")), "metric": metric, "value": value,
                "low": low, "high": high, "examples": int(mask.sum()), "small": int(mask.sum()) < min_examples}
@@ -267,7 +282,7 @@ def _tidy(result, cut, specs, classes, labels, scores, task, threshold, min_exam
         rows.append((rank, row))
     return pd.DataFrame([row for _, row in sorted(rows, key=lambda pair: pair[0])])
 
-# %% ../../nbs/evaluation/10_slices.ipynb #a54b79c8
+# %% ../../nbs/evaluation/10_slices.ipynb #05ff44ed
 def evaluate_slices(
     frame:pd.DataFrame,                     # (n, columns) test rows with label, scores and slice columns
     label:str,                              # its label column; no missing values
@@ -275,12 +290,12 @@ def evaluate_slices(
     task:str="binary",                      # "binary", "multiclass" or "regression"
     slices:Sequence[Sequence[str]]=((),),   # column lists; () is everybody and always included
     *,
-    classes:Sequence=(),                    # label values in class order; binary: (negative, positive), () means 0 and 1
+    classes:Sequence=(),                    # label values in class order; binary: (negative, positive), () is 0 and 1
     threshold:float=0.5,                    # binary: positive when the score is above
     max_values:int=32,                      # slice values a column keeps before it is binned or joined
     bins:int=4,                             # quantile bins of a number with more values
     min_examples:int=50,                    # slices with fewer rows are flagged `small`
-    intervals:str="bootstrap",              # "bootstrap", "none", or TFMA's own: "jackknife", "poisson_bootstrap" (slow)
+    intervals:str="bootstrap",              # "bootstrap", "none"; TFMA's own, slow: "jackknife", "poisson_bootstrap"
     folder:Path|str|None=None,              # where TFMA's result goes, for `tfma.load_eval_result`; None: nowhere
 ) -> pd.DataFrame:                          # one row per slice and metric, see above
     "Metrics per slice by TensorFlow Model Analysis; raises `EvaluationError` for a table it cannot judge."
@@ -299,4 +314,5 @@ def evaluate_slices(
         config = _config(task, texts, [str(c) for c in classes], threshold, intervals, target, prediction)
         Path(folder or scratch).mkdir(parents=True, exist_ok=True)
         result = _run_tfma(table, config, folder or scratch)
-        return _tidy(result, cut, specs, [str(c) for c in classes], labels, values, task, threshold, min_examples, intervals)
+    names = [str(c) for c in classes]
+    return _tidy(result, cut, specs, names, labels, values, task, threshold, min_examples, intervals)
