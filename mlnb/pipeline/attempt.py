@@ -107,7 +107,7 @@ def failure(
         return place | {"kind": "died", "name": "kernel died", "message": death_of(status)}
     return place | {"kind": "error", "name": type(error).__name__, "message": str(error)[-2000:]}
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #557e5237
+# %% ../../nbs/pipeline/75_attempt.ipynb #595867c7
 class Attempt:
     "One execution of one stage."
 
@@ -119,7 +119,7 @@ class Attempt:
         self.tell, self.stopper = guard(self.mark), Stopper(spec["timeout"])
         self.started, self.cell, self.status, self.kept = time.time(), 0, None, False
         self.secrets = [os.environ[n] for n in spec["secrets"] if os.environ.get(n)]
-        self._events = open(self.folder/"events.jsonl", "a", buffering=1)
+        self._events = open(self.folder/"events.jsonl", "a", buffering=1)  # noqa: SIM115 it lives as long as the attempt
 
     def event(self, event:dict) -> None:
         "One line of JSON for everything worth knowing while a stage runs."
@@ -198,13 +198,13 @@ def _redacted(attempt, value):
     from mlnb.pipeline.engine import redact
     return json.loads(redact(json.dumps(value), attempt.secrets))
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #0b3f1230
+# %% ../../nbs/pipeline/75_attempt.ipynb #f016b68e
 def record_of(
     attempt:Attempt,   # after `execute`
     error:dict|None,   # what went wrong
 ) -> dict:             # the stage's record
     "What is kept of an attempt, scraps included; scraps that cannot be read are an error of the stage."
-    from mlnb.pipeline.scraps import read_scraps
+    from mlnb.pipeline.payloads import read_scraps
     spec, scraps, now = attempt.spec, {}, time.time()
     try: scraps = read_scraps(attempt.executed() or {"cells": []})
     except MlnbError as e: error = error or failure(spec, e, "", None, None, attempt.cell)

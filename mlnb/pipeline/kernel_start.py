@@ -55,7 +55,7 @@ def seed_everything(
     when_imported("numpy", numpy)
     when_imported("tensorflow", tensorflow)
 
-# %% ../../nbs/pipeline/68_kernel_start.ipynb #c101297c
+# %% ../../nbs/pipeline/68_kernel_start.ipynb #0416d911
 def load_ipython_extension(
     shell:object,  # the kernel's InteractiveShell
 ) -> None:
@@ -63,5 +63,5 @@ def load_ipython_extension(
     if not os.environ.get("MLNB_CONTEXT"): return
     context = json.loads(Path(os.environ["MLNB_CONTEXT"]).read_bytes())
     seed_everything(context["seed"])
-    from mlnb.pipeline.scraps import register_encoders
-    when_imported("scrapbook", register_encoders)
+    from mlnb.pipeline.payloads import watch_scrapbook
+    watch_scrapbook()
