@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RULES', 'PROJECT_RULES', 'check_stages', 'check', 'problems_text', 'refuse']
 
-# %% ../../nbs/pipeline/35_check.ipynb #aee0f808
+# %% ../../nbs/pipeline/35_check.ipynb #79172b63
+import os
 from collections.abc import Callable
 from ..errors import NotebookError
 from .graph import find_cycles
@@ -63,14 +64,14 @@ def _missing_scrap(stages):
             yield _problem(stage, place, "missing-scrap", f"{how}: {upstream.path.name} glues no '{scrap}'",
                            _hint(scrap, upstream.glues))
 
-# %% ../../nbs/pipeline/35_check.ipynb #653c4947
+# %% ../../nbs/pipeline/35_check.ipynb #49eba27f
 @_register(RULES)
 def _cycle(stages):
     "Stages that wait for each other."
     for path in find_cycles(stages):
         stage = stages[path[1]]; place = next(p for name, _, p, _ in _named(stage) if name == path[0])
         head = "it waits for itself" if len(path) == 2 else "these stages wait for each other"
-        yield _problem(stage, place, "cycle", f"{head}: {' -> '.join(path)}", "remove one ref, `after` or `when` of them")
+        yield _problem(stage, place, "cycle", f"{head}: {' -> '.join(path)}", "remove one ref, `after` or `when`")
 
 @_register(RULES)
 def _no_stage(stages):
@@ -79,7 +80,7 @@ def _no_stage(stages):
         yield Problem("", -1, 0, "no-stage", "the pipeline has no stage",
                       cure="add a notebook such as 10_ingest.ipynb; names that start with _ or . are left out")
 
-# %% ../../nbs/pipeline/35_check.ipynb #6b7613e1
+# %% ../../nbs/pipeline/35_check.ipynb #9c9edb0a
 @_register(PROJECT_RULES)
 def _resources(stages, project):
     "A stage declares more than the scheduler may ever hand out, so it would wait for ever."
@@ -106,12 +107,14 @@ def _kernel(stages, project):
 @_register(PROJECT_RULES)
 def _source(stages, project):
     "A source that is not there (yet)."
+    from glob import iglob
     for stage in stages.values():
         defaults = {p.name: p.default for p in stage.parameters}
         for source in stage.sources:
             text = source.text or defaults.get(source.parameter)
             if not isinstance(text, str) or not text or "://" in text: continue
-            if (project.root/text).exists() or ("*" in text and any(project.root.glob(text.lstrip("/")))): continue
+            path = os.path.join(project.root, text)
+            if os.path.exists(path) or any(True for _ in iglob(path, recursive=True)): continue
             yield _problem(stage, (source.cell, source.line), "source", f"source('{text}') is not there",
                            "paths start at the project's folder", "warning")
 
