@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['CELL_BREAK', 'Measures', 'open_measures', 'parts_of', 'fingerprint', 'texts_of']
 
-# %% ../../nbs/pipeline/45_fingerprint.ipynb #09dd63a3
+# %% ../../nbs/pipeline/45_fingerprint.ipynb #fee0bf41
 import sys
-from pathlib import Path
 from typing import NamedTuple
 from ..files import canonical_json, digest
 from .finder import Modules, open_modules

@@ -61,8 +61,8 @@ def why(
     return found + [_reason(*_SINGLE[part], parts_old.get(part), parts_new.get(part)) for part in _SINGLE
                     if parts_old.get(part) != parts_new.get(part)]
 
-# %% ../../nbs/pipeline/92_why.ipynb #97db6f88
-_WIDTH = 80
+# %% ../../nbs/pipeline/92_why.ipynb #4f02bd6c
+_WIDTH, _LINES = 80, 24
 
 def _clip(line): return line if len(line) <= _WIDTH else line[:_WIDTH - 3] + "..."
 
@@ -74,10 +74,14 @@ def _value(value):
     return value[:12] if len(value) == 64 and set(value) <= set("0123456789abcdef") else value
 
 def _diff(old, new):
-    "Lines that differ, with one line of context."
+    "Lines that differ, with one line of context; the beginning, when there are many."
     from difflib import unified_diff
     lines = list(unified_diff((old or "").splitlines(), (new or "").splitlines(), n=1, lineterm=""))[2:]
-    return [_clip("    ..." if line.startswith("@@") else f"    {line[:1]} {line[1:]}") for line in lines[1:]]
+    shown = [_clip("    ..." if line.startswith("@@") else f"    {line[:1]} {line[1:]}") for line in lines[1:]]
+    return shown if len(shown) <= _LINES else [*shown[:_LINES], f"    ... and {len(shown) - _LINES} lines more"]
+
+_GONE = {"module": " (no longer reached)", "package": " (no longer imported)", "source": " (no longer read)"}
+_NEW = {"module": " (reached now)", "package": " (imported now)", "source": " (read now)"}
 
 def _is_text(reason):
     "Is there something to show line by line?"
@@ -89,10 +93,10 @@ def _lines(reason):
     part, what, old, new = reason["part"], reason["what"], reason["old"], reason["new"]
     title = what if part == what or part == "code" else f"{part} {what}"
     if what == "no earlier result": return [f"  {what}"]
-    gone = " (gone)" if new is None and part != "parameter" else " (new)" if old is None and part != "parameter" else ""
+    gone = "" if part == "parameter" else _GONE.get(part, " (gone)") if new is None else _NEW.get(part, " (new)") if old is None else ""
     if _is_text(reason): return [_clip(f"  {title}{gone}"), *_diff(*(None if s is None or _value(s) != s else s for s in (old, new)))]
     if gone: return [_clip(f"  {title}{gone}")]
-    by = f" (made anew by the stage {what.partition('.')[0]})" if part == "upstream" else ""
+    by = f" (from the stage {what.partition('.')[0]})" if part == "upstream" else ""
     line = f"  {title}: {_value(old)} -> {_value(new)}"
     if len(line + by) <= _WIDTH: return [line + by]
     return [_clip(f"  {title}:"), _clip(f"    - {_value(old)}"), _clip(f"    + {_value(new)}"), *([f"   {by}"] if by else [])]
