@@ -76,7 +76,7 @@ class Picture:
 
     def __repr__(self) -> str: return f"Picture({str(self.path)!r})"
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #a288af8d
+# %% ../../nbs/pipeline/55_encoders.ipynb #4d485072
 _SVG_LIMIT = 2_000_000  # bytes
 
 def _write_figure(value, path):
@@ -93,9 +93,19 @@ def _write_plotly(value, path):
     path.write_text(canonical_json(json.loads(value.to_json())), encoding="utf-8")
     return {}
 
+def _arrays(node):
+    "plotly's packed arrays as numpy arrays again."
+    if isinstance(node, list): return [_arrays(v) for v in node]
+    if not isinstance(node, dict): return node
+    if "bdata" not in node or "dtype" not in node: return {k: _arrays(v) for k, v in node.items()}
+    import base64
+    import numpy as np
+    shape = [int(n) for n in str(node.get("shape", "-1")).split(",")]
+    return np.frombuffer(base64.b64decode(node["bdata"]), node["dtype"]).reshape(shape)
+
 def _read_plotly(path, meta):
-    import plotly.io
-    return plotly.io.from_json(path.read_text(encoding="utf-8"))
+    import plotly.graph_objects
+    return plotly.graph_objects.Figure(_arrays(json.loads(path.read_bytes())))
 
 # %% ../../nbs/pipeline/55_encoders.ipynb #e98d7674
 def _check_path(value):
@@ -122,10 +132,10 @@ def _describe_path(record, path):
     count = sum(p.is_file() for p in path.rglob("*"))
     return f"{record['meta']['name']}/, {count} file{'s' * (count != 1)}, {_size(record['bytes'])}"
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #283f92b3
+# %% ../../nbs/pipeline/55_encoders.ipynb #ad6decc5
 def _is_frame(value): return is_loaded(value, "pandas", "DataFrame") or is_loaded(value, "pandas", "Series")
 
-def _text_of(path, meta): return path.read_text(encoding="utf-8")
+def _read_text(path, meta): return path.read_bytes().decode()  # bytes, because reading text would change its line ends
 
 def _write_text(value, path):
     path.write_bytes(value.encode())
@@ -149,7 +159,7 @@ def _array_words(value, meta): return f"{meta['dtype']} {tuple(meta['shape'])}"
 
 def _class_words(value, meta): return f"scikit-learn {type(value).__name__}"
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #5067e379
+# %% ../../nbs/pipeline/55_encoders.ipynb #065587d6
 _CODECS = {codec.type: codec for codec in (
     Codec("dataframe", "pandas DataFrame", lambda v: is_loaded(v, "pandas", "DataFrame"), _write_frame,
           lambda path, meta: read_table(path), lambda v, meta: describe_table(v), "table.parquet"),
@@ -166,7 +176,7 @@ _CODECS = {codec.type: codec for codec in (
           lambda v, meta: f"plotly figure, {len(v.data)} trace{'s' * (len(v.data) != 1)}", "figure.json"),
     Codec("bytes", "bytes", lambda v: type(v) is bytes, _write_bytes,
           lambda path, meta: path.read_bytes(), lambda v, meta: _size(len(v))),
-    Codec("text", "str", lambda v: type(v) is str, _write_text, _text_of, lambda v, meta: f"text, {len(v):,} characters", "text.txt"),
+    Codec("text", "str", lambda v: type(v) is str, _write_text, _read_text, lambda v, meta: f"text, {len(v):,} characters", "text.txt"),
     Codec("json", "list or dict", lambda v: isinstance(v, (list, dict, tuple)), _write_plain,
           lambda path, meta: from_plain(json.loads(path.read_bytes())), lambda v, meta: f"{type(v).__name__} of {len(v):,}", "value.json"),
 )}
