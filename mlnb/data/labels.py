@@ -16,10 +16,11 @@ from .schemas import require_columns
 from .tables import as_text, text_values
 from ..errors import DataError
 
-# %% ../../nbs/data/20_labels.ipynb #2a380e57
+# %% ../../nbs/data/20_labels.ipynb #4ba0a044
 _QUOTED = re.compile(r"`((?:[^`]|``)+)`|'(?:[^'\\\\]|\\\\.)*'|\"(?:[^\"\\\\]|\\\\.)*\"")
 _NODES = (ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Invert, ast.USub, ast.UAdd, ast.BinOp,
-          ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.BitAnd, ast.BitOr, ast.Compare, ast.Eq,
+          ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.BitAnd, ast.BitOr, ast.Compare,
+          ast.Eq,
           ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Call, ast.Name, ast.Load, ast.Constant,
           ast.List, ast.Tuple, ast.Set)
 _FUNCTIONS = ("abs", "ceil", "exp", "floor", "isnull", "log", "log1p", "notnull", "round", "sqrt", "where")
@@ -37,19 +38,24 @@ def _unquoted(expression):
 def _wrong(problem, expression, **more): return DataError(problem, where=f"label {expression[:200]!r}", **more)
 
 def _parse(expression):
-    if len(expression) > _LONGEST: raise _wrong("the expression is too long", expression, expected=f"{_LONGEST} characters")
+    if len(expression) > _LONGEST:
+        raise _wrong("the expression is too long", expression, expected=f"{_LONGEST} characters")
     text, names = _unquoted(expression.strip())
     try: tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
         raise _wrong("this is neither a column nor an expression", expression, got=getattr(e, "msg", None) or str(e),
-                     expected="for example  tips > 0.2 * fare", cure="put odd column names in backticks: `class` == 1") from e
+                     expected="for example  tips > 0.2 * fare",
+                     cure="put odd column names in backticks: `class` == 1") from e
     functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
         if not isinstance(node, _NODES): raise _wrong(f"{type(node).__name__} is not allowed here", expression,
-            expected="columns, numbers, texts, + - * / // % **, comparisons, in, and, or, not, " + ", ".join(_FUNCTIONS))
+            expected="columns, numbers, texts, + - * / // % **, comparisons, in, and, or, not, "
+            + ", ".join(_FUNCTIONS))
         if id(node) in functions and getattr(node, "id", "") not in _FUNCTIONS:
-            raise _wrong("unknown function", expression, got=ast.unparse(node), expected="one of: " + ", ".join(_FUNCTIONS))
-        if isinstance(node, ast.Call) and node.keywords: raise _wrong("functions take no named arguments here", expression)
+            raise _wrong("unknown function", expression, got=ast.unparse(node),
+                         expected="one of: " + ", ".join(_FUNCTIONS))
+        if isinstance(node, ast.Call) and node.keywords:
+            raise _wrong("functions take no named arguments here", expression)
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in functions]
     used = [names.get(n.id, n.id) for n in sorted(found, key=lambda node: (node.lineno, node.col_offset))]
     return tree.body, names, list(dict.fromkeys(used))
@@ -66,12 +72,13 @@ def columns_in(
     if not used: raise _wrong("the expression uses no column", expression, expected="for example  tips > 0.2 * fare")
     return used
 
-# %% ../../nbs/data/20_labels.ipynb #ece677c3
+# %% ../../nbs/data/20_labels.ipynb #791d1785
 _BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
            ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow}
 _COMPARE = {ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
             ast.GtE: operator.ge}
-_UFUNCS = {"abs": np.abs, "ceil": np.ceil, "exp": np.exp, "floor": np.floor, "log": np.log, "log1p": np.log1p, "sqrt": np.sqrt}
+_UFUNCS = {"abs": np.abs, "ceil": np.ceil, "exp": np.exp, "floor": np.floor, "log": np.log, "log1p": np.log1p,
+           "sqrt": np.sqrt}
 
 def _nullable(series):
     if isinstance(series.dtype, pd.CategoricalDtype): series = series.astype(object)
@@ -91,13 +98,15 @@ def _number(value):
         raise TypeError("arithmetic needs numbers, not text or true and false")
     return float(value) if isinstance(value, int) else value
 
-# %% ../../nbs/data/20_labels.ipynb #e1879fd6
+# %% ../../nbs/data/20_labels.ipynb #834ebe4a
 def _call(name, values):
     if name == "where" and len(values) == 3:
         condition, yes, no = _logical(values[0]), values[1], values[2]
-        yes = yes if isinstance(yes, pd.Series) else pd.Series([yes] * len(condition), index=condition.index).convert_dtypes()
+        if not isinstance(yes, pd.Series):
+            yes = pd.Series([yes] * len(condition), index=condition.index).convert_dtypes()
         return yes.where(condition.fillna(False).astype(bool), no).mask(condition.isna())
-    if len(values) != (3 if name == "where" else 1): raise TypeError(f"{name} takes {'3' if name == 'where' else 'one'} value")
+    if len(values) != (3 if name == "where" else 1):
+        raise TypeError(f"{name} takes {'3' if name == 'where' else 'one'} value")
     value = values[0]
     if name == "isnull": return pd.isna(value).astype("boolean")
     if name == "notnull": return (~pd.isna(value)).astype("boolean")
@@ -109,7 +118,8 @@ def _compared(node, value):
     sides = [node.left, *node.comparators]
     for left, operation, right in zip(sides, node.ops, sides[1:], strict=False):
         if isinstance(operation, (ast.In, ast.NotIn)):
-            if not isinstance(right, (ast.List, ast.Tuple, ast.Set)): raise TypeError("in needs a list, such as ['a', 'b']")
+            if not isinstance(right, (ast.List, ast.Tuple, ast.Set)):
+                raise TypeError("in needs a list, such as ['a', 'b']")
             found, one_of = value(left), [value(item) for item in right.elts]
             step = found.isin(one_of).astype("boolean").mask(found.isna())
             step = step if isinstance(operation, ast.In) else ~step
@@ -130,7 +140,8 @@ def _evaluate(node, columns):
     if isinstance(node, ast.Call): return _call(node.func.id, [value(argument) for argument in node.args])
     if isinstance(node, ast.Compare): return _compared(node, value)
     if isinstance(node, ast.BoolOp) or (isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitAnd, ast.BitOr))):
-        parts = [_logical(value(part)) for part in (node.values if isinstance(node, ast.BoolOp) else (node.left, node.right))]
+        sides = node.values if isinstance(node, ast.BoolOp) else (node.left, node.right)
+        parts = [_logical(value(side)) for side in sides]
         join = operator.and_ if isinstance(node.op, (ast.And, ast.BitAnd)) else operator.or_
         result = parts[0]
         for part in parts[1:]: result = join(result, part)
@@ -149,7 +160,7 @@ def _operands(left, right):
     times = [isinstance(v, pd.Series) and v.dtype.kind in "mM" for v in (left, right)]
     return (left, right) if all(times) else (_number(left), _number(right))
 
-# %% ../../nbs/data/20_labels.ipynb #ca32ae79
+# %% ../../nbs/data/20_labels.ipynb #58824a23
 def compute(
     frame:pd.DataFrame,  # (n, d) any table
     expression:str,      # a column's name, or an expression over columns
@@ -160,9 +171,11 @@ def compute(
     tree, names, _ = _parse(expression)
     try: result = _evaluate(tree, lambda name: _nullable(frame[names.get(name, name)]))
     except (TypeError, ValueError, ArithmeticError, RecursionError, AttributeError, NotImplementedError) as e:
-        raise _wrong("the expression cannot be computed", expression, got=str(e).splitlines()[0] if str(e) else type(e).__name__,
+        raise _wrong("the expression cannot be computed", expression,
+                     got=str(e).splitlines()[0] if str(e) else type(e).__name__,
                      expected="numbers compared with numbers, text with text") from e
-    if not isinstance(result, pd.Series): raise _wrong("the expression is the same for every row", expression, got=result)
+    if not isinstance(result, pd.Series):
+        raise _wrong("the expression is the same for every row", expression, got=result)
     if result.dtype == "Float64": result = result.mask(result.isna() | np.isinf(result.fillna(0)))
     if pd.api.types.is_timedelta64_dtype(result): return result.dt.total_seconds().astype("Float64")
     return result
@@ -174,22 +187,27 @@ MINIMUM_ROWS = 50        # fewer labelled rows cannot be split into training, va
 MINIMUM_CLASS_ROWS = 5   # rows of a rarer class are dropped: it can be neither learnt nor judged
 TASKS = ("binary", "multiclass", "regression")
 
-# %% ../../nbs/data/20_labels.ipynb #dee1037f
-_POSITIVE = {"yes", "y", "true", "t", "1", "positive", "pos", "ja", "oui", "on", "malignant", "fraud", "spam", "churn", "churned"}
+# %% ../../nbs/data/20_labels.ipynb #2d2b3ced
+_POSITIVE = {"yes", "y", "true", "t", "1", "positive", "pos", "ja", "oui", "on", "malignant", "fraud", "spam", "churn",
+             "churned"}
 
 def _task(present, expression, task):
     "The task that the present values allow, the named one first."
     distinct, text = present.nunique(), present.dtype in ("string", "boolean") or present.dtype == object
     if present.dtype.kind in "mM": raise _wrong("the label is a date", expression, expected="classes or numbers",
                                                 cure="compare it: `on` > '2024-06-30'")
-    if distinct == 1: raise _wrong("every row has the same label", expression, got=as_text(present.iloc[0]), expected="two classes or more")
+    if distinct == 1:
+        raise _wrong("every row has the same label", expression, got=as_text(present.iloc[0]),
+                     expected="two classes or more")
     whole = not text and bool((present == present.round()).all())
-    found = "binary" if distinct == 2 else "multiclass" if text or (whole and distinct <= MAX_WHOLE_CLASSES) else "regression"
+    few = text or (whole and distinct <= MAX_WHOLE_CLASSES)
+    found = "binary" if distinct == 2 else "multiclass" if few else "regression"
     task = task or found
     if task not in TASKS: raise _wrong("unknown task", expression, got=task, expected="one of: " + ", ".join(TASKS))
     fits = {"binary": distinct == 2, "multiclass": distinct <= MAX_CLASSES, "regression": not text}[task]
     if fits: return task
-    raise _wrong(f"the label does not allow {task}", expression, got=f"{distinct} different {'texts' if text else 'numbers'}",
+    raise _wrong(f"the label does not allow {task}", expression,
+                 got=f"{distinct} different {'texts' if text else 'numbers'}",
                  expected=f"two values for binary, up to {MAX_CLASSES} for multiclass, numbers for regression",
                  cure="write an expression that groups them, such as `column` in ['a', 'b']")
 
@@ -199,7 +217,7 @@ def _classes(present):
     if len(texts) == 2 and texts[0].lower() in _POSITIVE and texts[1].lower() not in _POSITIVE: return texts[::-1]
     return texts
 
-# %% ../../nbs/data/20_labels.ipynb #4c933a43
+# %% ../../nbs/data/20_labels.ipynb #788bf677
 def make_label(
     frame:pd.DataFrame,   # (n, d) any table
     expression:str,       # a column's name, or an expression over columns
@@ -218,7 +236,8 @@ def make_label(
              "rows": len(values), "missing": int(values.isna().sum()), "classes": []}
     if task == "regression":
         numbers = values.astype("Float64").rename(name)
-        spread = {"mean": float(numbers.mean()), "std": float(numbers.std(ddof=0)), "min": float(numbers.min()), "max": float(numbers.max())}
+        spread = {"mean": float(numbers.mean()), "std": float(numbers.std(ddof=0)), "min": float(numbers.min()),
+                  "max": float(numbers.max())}
         return numbers, facts | spread
     facts["classes"] = _classes(present)
     codes = text_values(values).map({c: i for i, c in enumerate(facts["classes"])}).astype("Int64").rename(name)
@@ -245,13 +264,15 @@ def label_table(
     table[facts["name"]] = label[kept].astype(dtype).to_numpy()
     return table, facts
 
-# %% ../../nbs/data/20_labels.ipynb #354b4e47
+# %% ../../nbs/data/20_labels.ipynb #3f998c21
 def _without_rare(label, facts, expression):
     classes, counts = facts["classes"], facts["counts"]
     often = [i for i, count in enumerate(counts) if count >= MINIMUM_CLASS_ROWS]
-    if len(often) < 2: raise _wrong("only one class has enough rows", expression, got=dict(zip(classes, counts, strict=True)),
+    if len(often) < 2:
+        raise _wrong("only one class has enough rows", expression, got=dict(zip(classes, counts, strict=True)),
                                     expected=f"{MINIMUM_CLASS_ROWS} rows or more in two classes")
     rare = {classes[i]: counts[i] for i in range(len(classes)) if i not in often}
     codes = label.map({old: new for new, old in enumerate(often)}).astype("Int64")
     task = "multiclass" if len(often) > 2 else "binary"
-    return codes, facts | {"task": task, "classes": [classes[i] for i in often], "counts": [counts[i] for i in often], "rare": rare}
+    return codes, facts | {"task": task, "classes": [classes[i] for i in often], "counts": [counts[i] for i in often],
+                           "rare": rare}

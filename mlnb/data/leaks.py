@@ -91,14 +91,15 @@ def single_column_score(
     if facts["task"] != "regression": return _class_score(groups, targets, seed)
     return max(_number_score(groups, targets, seed), _straight(values, targets))
 
-# %% ../../nbs/data/30_leaks.ipynb #77e31715
+# %% ../../nbs/data/30_leaks.ipynb #8f05f27b
 def _evidence(values, label, facts):
     "The plainest fact about a column and the label, for a person."
     if facts["task"] == "regression": return f"mean {label.mean():.4g} overall"
     name, positive = facts["classes"][-1], (label == len(facts["classes"]) - 1)
-    texts = values if values.dtype == object else pd.cut(values, np.unique(values.quantile([0, .25, .5, .75, 1])), include_lowest=True)
+    texts = values if values.dtype == object else pd.cut(values, np.unique(values.quantile([0, .25, .5, .75, 1])),
+                                                         include_lowest=True)
     texts = texts.astype(object).where(values.notna(), "missing").astype(str)
-    table = pd.DataFrame({"level": texts, "positive": positive.to_numpy()}).groupby("level").positive.agg(["mean", "size"])
+    table = pd.Series(positive.to_numpy(dtype=float)).groupby(texts.to_numpy()).agg(["mean", "size"])
     common = table[table["size"] >= 0.02 * len(values)].sort_values("mean")
     ends = common if len(common) <= 2 else common.iloc[[0, -1]]
     shares = ", ".join(f"{level}: {row['mean']:.2%} of {int(row['size'])}" for level, row in ends.iterrows())
@@ -112,7 +113,7 @@ def _reason(column, score, absent, used, task):
     if score >= LIMIT[task]: return "suspect"
     return "identifier" if column["kind"] == "identifier" else ""
 
-# %% ../../nbs/data/30_leaks.ipynb #54d1d3ee
+# %% ../../nbs/data/30_leaks.ipynb #ec034db7
 def find_leaks(
     frame:pd.DataFrame,   # (n, d) labelled rows; the label's own column is left out
     facts:Mapping,        # the label's facts; `frame[facts["name"]]` holds the label
@@ -120,7 +121,8 @@ def find_leaks(
     seed:int=0,           # draws the folds
 ) -> pd.DataFrame:        # one row a leak: column, reason, score, measure, evidence; the surest first
     "Columns that give the label away; raises `DataError` when the label is not in the table."
-    if facts["name"] not in frame: raise DataError("the label is not in the table", got=facts["name"], cure="label_table(frame, ...)")
+    if facts["name"] not in frame:
+        raise DataError("the label is not in the table", got=facts["name"], cure="label_table(frame, ...)")
     schema, label, task, found = schema or describe_table(frame, facts), frame[facts["name"]], facts["task"], []
     for column in schema["columns"]:
         name = column["name"]
@@ -131,16 +133,19 @@ def find_leaks(
         flags = {"kind": "numeric"}
         absent = single_column_score(gone, label, facts, flags, seed) if 0 < gone.mean() < 1 else 0.0
         if reason := _reason(column, score, absent, name in facts.get("uses", ()), task):
-            found.append((name, reason, round(score, 4), "R2" if task == "regression" else "AUC", _evidence(values, label, facts)))
+            found.append((name, reason, round(score, 4), "R2" if task == "regression" else "AUC",
+                          _evidence(values, label, facts)))
     table = pd.DataFrame(found, columns=["column", "reason", "score", "measure", "evidence"])
     return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../../nbs/data/30_leaks.ipynb #bedef9fa
+# %% ../../nbs/data/30_leaks.ipynb #776a422c
 def ignore_leaks(
     leaks:pd.DataFrame,       # from `find_leaks`
     keep:tuple[str, ...]=(),  # columns a person vouches for
 ) -> dict[str, str]:          # column -> reason, as `describe_table(ignore=...)` takes it
     "The named columns with their reason in words."
-    words = {"label": "the label is made of it", "copy": "it determines the label", "missing": "where it is missing tells the label",
+    words = {"label": "the label is made of it", "copy": "it determines the label",
+             "missing": "where it is missing tells the label",
              "suspect": "alone it nearly tells the label", "identifier": "a key: it differs in every row"}
-    return {row.column: f"{words[row.reason]} ({row.measure} {row.score:.2f})" for row in leaks.itertuples() if row.column not in keep}
+    return {row.column: f"{words[row.reason]} ({row.measure} {row.score:.2f})" for row in leaks.itertuples()
+            if row.column not in keep}

@@ -161,7 +161,7 @@ def require_columns(
     raise DataError("no such column" + (f" for {use}" if use else ""), got=", ".join(map(repr, missing[:10])),
                     expected=shown, cure=f"did you mean {near[0]!r}?" if near else "check the spelling")
 
-# %% ../../nbs/data/15_schemas.ipynb #605242cd
+# %% ../../nbs/data/15_schemas.ipynb #17c0e4df
 def describe_table(
     frame:pd.DataFrame,                    # a tidy table, see `tables.tidy_table`
     label:Mapping|None=None,               # facts from `labels.label_table`; None: the table has no label
@@ -177,16 +177,18 @@ def describe_table(
     for names, use in ((slices, "slices"), ([time] * bool(time), "time"), (ignore, "ignore"), (kinds or {}, "kinds")):
         require_columns(frame, names, use)
     label, known = dict(label or {}), dict(kinds or {})
-    columns = [_described(frame[name], safe, known.get(name)) for name, safe in zip(frame, input_names(frame), strict=True)]
+    columns = [_described(frame[name], safe, known.get(name))
+               for name, safe in zip(frame, input_names(frame), strict=True)]
     for column in columns: column |= _role(column, frame[column["name"]], label.get("name"), slices, time, ignore)
     return {"format": 1, "rows": len(frame), "label": label, "columns": columns}
 
-# %% ../../nbs/data/15_schemas.ipynb #dbf5ab4f
+# %% ../../nbs/data/15_schemas.ipynb #70b51d1e
 def _described(series, safe, known):
     kind, form = _kind(series.name, series)
     column = {"name": series.name, "input": safe, "kind": kind, "dtype": str(series.dtype)}
     if known and known not in {"numeric", "boolean", "datetime", "category", *_IGNORED}:
-        raise DataError(f"unknown kind for column {series.name!r}", got=known, expected="numeric, boolean, datetime, category")
+        raise DataError(f"unknown kind for column {series.name!r}", got=known,
+                        expected="numeric, boolean, datetime, category")
     if known and kind != "empty": column["kind"] = known
     if column["kind"] == "datetime": column["format"] = form or _date_format(text_values(series).dropna()) or "ISO8601"
     return column | _measured(series, column)
@@ -198,13 +200,14 @@ def _role(column, series, label, slices, time, ignore):
         column["kind"] = kind = "numeric"
         column |= _measured(series, column)
     if name == time and kind in ("datetime", "numeric"): return {"role": "time", "slice": False}
-    if name == time: raise DataError("the time column holds no times", got=f"{name!r} is {kind}", expected="dates or numbers")
+    if name == time:
+        raise DataError("the time column holds no times", got=f"{name!r} is {kind}", expected="dates or numbers")
     if name == label: return {"role": "label", "slice": False}
     why = ignore.get(name) or _IGNORED.get(kind, "")
     role = "feature" if not why else "slice" if name in slices else "ignored"
     return {"role": role, "slice": name in slices} | ({"why": why} if why else {})
 
-# %% ../../nbs/data/15_schemas.ipynb #aea01143
+# %% ../../nbs/data/15_schemas.ipynb #be52910a
 def columns_of(
     schema:Mapping,       # from `describe_table`
     *roles:str,           # "feature", "label", "time", "slice", "ignored"; "slices": whatever has the flag
@@ -232,7 +235,8 @@ def schema_table(
         if "min" not in column: return ""
         if column["kind"] != "datetime": return f"{column['min']:.6g} to {column['max']:.6g}"
         return " to ".join(str(pd.Timestamp(column[end], unit="s"))[:16] for end in ("min", "max"))
-    rows = [{"column": c["name"], "kind": c["kind"], "role": c["role"] + (" + slice" if c["slice"] and c["role"] != "slice" else ""),
+    rows = [{"column": c["name"], "kind": c["kind"],
+             "role": c["role"] + (" + slice" if c["slice"] and c["role"] != "slice" else ""),
              "missing": round(c["missing"], 4), "distinct": c["distinct"], "values": shown(c), "why": c.get("why", "")}
             for c in schema["columns"]]
     return pd.DataFrame(rows).set_index("column")

@@ -57,11 +57,12 @@ SPLITS = ("train", "valid", "test")
 FRACTIONS = (0.7, 0.15, 0.15)
 REPEATED = ("auto", "together", "spread")
 
-# %% ../../nbs/data/50_splits.ipynb #a757fbb3
+# %% ../../nbs/data/50_splits.ipynb #a7f8a2b3
 def _checked_fractions(fractions):
     fractions = tuple(float(f) for f in fractions)
     if len(fractions) == 3 and min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-9: return fractions
-    raise DataError("the fractions do not split a table", got=fractions, expected="three numbers above 0 that sum to 1: train, valid, test")
+    raise DataError("the fractions do not split a table", got=fractions,
+                    expected="three numbers above 0 that sum to 1: train, valid, test")
 
 def _together(hashes, repeated):
     "Can equal rows stay on one side without spoiling the fractions?"
@@ -78,23 +79,26 @@ def _sides_by_time(series, column, fractions):
     seconds = column_values(series, column).to_numpy()
     known = np.sort(seconds[~np.isnan(seconds)])
     if len(known) < MINIMUM_ROWS or known[0] == known[-1]:
-        raise DataError("the time column cannot order the rows", got=f"{len(known)} rows with a time in {series.name!r}",
-                        expected=f"{MINIMUM_ROWS} rows or more, at different times", cure="split by content: leave the time out")
+        raise DataError("the time column cannot order the rows",
+                        got=f"{len(known)} rows with a time in {series.name!r}",
+                        expected=f"{MINIMUM_ROWS} rows or more, at different times",
+                        cure="split by content: leave the time out")
     edges = known[np.minimum(np.ceil(np.cumsum(fractions)[:2] * len(known)).astype(int), len(known) - 1)]
     return np.where(np.isnan(seconds), 0, (seconds >= edges[0]).astype(int) + (seconds >= edges[1]))
 
-# %% ../../nbs/data/50_splits.ipynb #726b7c5d
+# %% ../../nbs/data/50_splits.ipynb #c49bd42c
 def _lacking(sides, codes, classes):
     "Texts such as \"no 'yes' in valid\", for each class that a split does not hold."
     present = {(side, code) for side, code in zip(sides.tolist(), codes.tolist(), strict=True)}
-    return [f"no {name!r} in {SPLITS[side]}" for side in range(3) for code, name in enumerate(classes) if (side, code) not in present]
+    return [f"no {name!r} in {SPLITS[side]}" for side in range(3) for code, name in enumerate(classes)
+            if (side, code) not in present]
 
 def _problems(sides, frame, label):
     empty = [f"no row in {SPLITS[side]}" for side in range(3) if not (sides == side).any()]
     if empty or not label.get("classes"): return empty
     return _lacking(sides, frame[label["name"]].to_numpy(), label["classes"])
 
-# %% ../../nbs/data/50_splits.ipynb #432c8f36
+# %% ../../nbs/data/50_splits.ipynb #47324823
 def split_table(
     frame:pd.DataFrame,        # (n, d) labelled rows
     schema:Mapping,            # its schema, see `schemas.describe_table`; its label and time column are used
@@ -104,26 +108,32 @@ def split_table(
     repeated:str="auto",       # rows equal in `by`: "together", "spread", or the first if it leaves the fractions sound
 ) -> dict[str, pd.DataFrame]:  # train, valid, test: every row in exactly one, in the table's order
     "Split a table by content or, when the schema has a time column, by time; raises `DataError`."
-    if len(frame) < MINIMUM_ROWS: raise DataError("too few rows to split", got=f"{len(frame)} rows", expected=f"{MINIMUM_ROWS} rows or more")
-    if repeated not in REPEATED: raise DataError("unknown way with repeated rows", got=repeated, expected=", ".join(REPEATED))
+    if len(frame) < MINIMUM_ROWS:
+        raise DataError("too few rows to split", got=f"{len(frame)} rows", expected=f"{MINIMUM_ROWS} rows or more")
+    if repeated not in REPEATED:
+        raise DataError("unknown way with repeated rows", got=repeated, expected=", ".join(REPEATED))
     fractions, label, time = _checked_fractions(fractions), schema.get("label") or {}, columns_of(schema, "time")
-    if time and by: raise DataError("split by time or by content", got=f"time column {time[0]!r} and by={list(by)}", expected="one of them")
+    if time and by:
+        raise DataError("split by time or by content", got=f"time column {time[0]!r} and by={list(by)}",
+                        expected="one of them")
     if time:
         column = next(c for c in schema["columns"] if c["name"] == time[0])
         sides = _sides_by_time(frame[time[0]], column, fractions)
         problems = _problems(sides, frame, label)
     else:
-        hashes = row_hashes(frame, list(by) or columns_of(schema, "feature") or columns_of(schema, "slice", "ignored"), seed)
+        hashes = row_hashes(frame, list(by) or columns_of(schema, "feature") or columns_of(schema, "slice", "ignored"),
+                            seed)
         together = _together(hashes, repeated)
         for salt in range(20):
             sides = _sides_by_content(hashes, fractions, together, salt)
             if not (problems := _problems(sides, frame, label)): break
     if problems:
-        raise DataError("the splits do not hold every class", got="; ".join(problems[:6]), expected="each class in train, valid and test",
+        raise DataError("the splits do not hold every class", got="; ".join(problems[:6]),
+                        expected="each class in train, valid and test",
                         cure="group rare classes in the label's expression, or give more rows")
     return {name: frame.loc[sides == side].reset_index(drop=True) for side, name in enumerate(SPLITS)}
 
-# %% ../../nbs/data/50_splits.ipynb #c4b30384
+# %% ../../nbs/data/50_splits.ipynb #66a4faee
 def check_splits(
     splits:Mapping[str, pd.DataFrame],  # train, valid, test
     schema:Mapping,                     # the schema of all three
@@ -138,7 +148,8 @@ def check_splits(
         for second in names[i + 1:]:
             shared = int(np.isin(hashes[second], hashes[first]).sum())
             if shared: findings.append(("same content", f"{first}, {second}", shared, f"equal in {len(by)} columns"))
-            if time: findings += _overlap(splits, first, second, next(c for c in schema["columns"] if c["name"] == time[0]))
+            if time:
+                findings += _overlap(splits, first, second, next(c for c in schema["columns"] if c["name"] == time[0]))
     for name in names:
         codes = set(splits[name][label["name"]]) if label.get("classes") else set()
         lost = [text for code, text in enumerate(label.get("classes", [])) if code not in codes]

@@ -32,7 +32,7 @@ def unique_names(
         result.append(new)
     return result
 
-# %% ../../nbs/data/10_tables.ipynb #55008d6c
+# %% ../../nbs/data/10_tables.ipynb #36b1bec8
 _PLAIN = (str, bool, np.bool_)
 
 def _mixed(series):
@@ -43,12 +43,14 @@ def _mixed(series):
 def _storable_categories(dtype):
     "Are a categorical's own values text, numbers or times?"
     kind = dtype.categories.dtype
-    return not isinstance(kind, pd.IntervalDtype | pd.PeriodDtype) and (kind != object or not _mixed(dtype.categories.to_series()))
+    if pd.api.types.is_object_dtype(kind): return not _mixed(dtype.categories.to_series())
+    return not isinstance(kind, pd.IntervalDtype | pd.PeriodDtype)
 
 def _plain_column(series):
     if isinstance(series.dtype, pd.PeriodDtype): return series.dt.to_timestamp()
     categories = isinstance(series.dtype, pd.CategoricalDtype) and not _storable_categories(series.dtype)
-    if categories or isinstance(series.dtype, pd.IntervalDtype): return series.astype(object).map(str, na_action="ignore")
+    if categories or isinstance(series.dtype, pd.IntervalDtype):
+        return series.astype(object).map(str, na_action="ignore")
     if isinstance(series.dtype, pd.SparseDtype): return series.sparse.to_dense()
     if pd.api.types.is_complex_dtype(series): return series.map(str, na_action="ignore")
     if series.dtype != object or not _mixed(series): return series
@@ -93,7 +95,7 @@ def tidy_table(
     tidy.columns = pd.Index(unique_names(flat), dtype=object)
     return tidy
 
-# %% ../../nbs/data/10_tables.ipynb #a1246308
+# %% ../../nbs/data/10_tables.ipynb #d0707d62
 _MAGIC = ((b"\x1f\x8b", "gzip"), (b"BZh", "bz2"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"),
           (b"PK\x03\x04", "zip"))
 _SEPARATORS = (",", ";", "\t", "|")
@@ -106,7 +108,8 @@ def _open_text(path):
     try:
         with get_handle(path, "rb", compression=packing, is_text=False) as handle: return handle.handle.read()
     except (OSError, EOFError, ValueError) as e:
-        raise DataError("the file cannot be unpacked", where=str(path), got=str(e), expected=f"a whole {packing} file") from e
+        raise DataError("the file cannot be unpacked", where=str(path), got=str(e),
+                        expected=f"a whole {packing} file") from e
 
 def _decode(data, path):
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"): return data.decode("utf-16")
@@ -123,7 +126,7 @@ def _separator(text):
         return counts[0] * counts.count(counts[0]) / len(counts)
     return max(_SEPARATORS, key=columns)
 
-# %% ../../nbs/data/10_tables.ipynb #a6e7b439
+# %% ../../nbs/data/10_tables.ipynb #bea5bfe7
 def _decimal(text, separator):
     "A decimal comma is believed when whole fields are written so and none with a point."
     def fields(point):
@@ -135,16 +138,18 @@ def _read_csv(path, separator):
     text = _decode(_open_text(path), path)
     if not text.strip(): raise DataError("the file is empty", where=str(path), expected="a header line and rows")
     separator = separator or _separator(text)
-    refused = {"where": str(path), "expected": f"the header's number of fields on every line, separated by {separator!r}",
+    refused = {"where": str(path), "expected": f"as many fields as the header on every line, separated by {separator!r}",
                "cure": "quote fields that hold the separator, or name it: read_table(path, separator=';')"}
     try:
         header = next(row for row in csv.reader(StringIO(text, newline=""), delimiter=separator) if row)
-        frame = pd.read_csv(StringIO(text, newline=""), sep=separator, low_memory=False, decimal=_decimal(text, separator))
+        frame = pd.read_csv(StringIO(text, newline=""), sep=separator, low_memory=False,
+                            decimal=_decimal(text, separator))
     except (pd.errors.ParserError, csv.Error, ValueError) as e:
         message = re.sub(r"Error tokenizing data\. C error: ", "", str(e)).strip()
         raise DataError("the lines do not fit the header", got=message, **refused) from e
     if not isinstance(frame.index, pd.RangeIndex):
-        raise DataError("the lines are longer than the header", got=f"{len(header)} names, more fields below", **refused)
+        raise DataError("the lines are longer than the header", got=f"{len(header)} names, more fields below",
+                        **refused)
     return frame.set_axis(unique_names(header), axis=1)
 
 def _read_parquet(path):
@@ -157,7 +162,7 @@ def _read_parquet(path):
     if kept and len(set(table.column_names)) == len(table.column_names): return table.to_pandas()
     return table.rename_columns(unique_names(table.column_names)).to_pandas(ignore_metadata=True)
 
-# %% ../../nbs/data/10_tables.ipynb #992a3b0f
+# %% ../../nbs/data/10_tables.ipynb #eb19d4b7
 def read_table(
     path:str|Path,      # a .csv, .tsv or .parquet file, packed with gzip, bz2, xz, zip or zstd or not
     separator:str="",   # between fields of a text file; empty: found out
@@ -168,7 +173,8 @@ def read_table(
     if not path.exists():
         import difflib
         near = difflib.get_close_matches(path.name, os.listdir(path.parent) if path.parent.is_dir() else [], 1)
-        raise DataError("no such file", where=str(path), cure=f"did you mean '{near[0]}'?" if near else "check the path")
+        raise DataError("no such file", where=str(path),
+                        cure=f"did you mean '{near[0]}'?" if near else "check the path")
     if path.is_dir(): raise DataError("this is a folder", where=str(path), expected="a .csv or .parquet file")
     with open(path, "rb") as file: parquet = file.read(4) == b"PAR1"
     frame = _read_parquet(path) if parquet else _read_csv(path, separator)

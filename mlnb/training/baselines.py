@@ -14,7 +14,7 @@ from ..data.schemas import column_values, features_of, measure, require_columns
 from ..errors import TrainingError
 from .metrics import MAIN_METRIC, is_better, score, score_table
 
-# %% ../../nbs/training/10_baselines.ipynb #3b98ecee
+# %% ../../nbs/training/10_baselines.ipynb #af57e7f1
 NUMBERS = ("numeric", "boolean", "datetime")
 
 def feature_frame(
@@ -25,16 +25,18 @@ def feature_frame(
     features = features_of(schema)
     require_columns(frame, [column["name"] for column in features], "the model")
     columns = {c["input"]: column_values(frame[c["name"]], c) for c in features}
-    return pd.DataFrame({name: values.fillna("") if values.dtype == object else values for name, values in columns.items()},
+    return pd.DataFrame({name: values.fillna("") if values.dtype == object else values
+                         for name, values in columns.items()},
                         index=frame.index)
 
-# %% ../../nbs/training/10_baselines.ipynb #61949514
+# %% ../../nbs/training/10_baselines.ipynb #4779e494
 def _linear_steps(numbers, categories):
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
-    filled = make_pipeline(SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler())
+    filled = make_pipeline(SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True),
+                           StandardScaler())
     coded = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=10, max_categories=30)
     return ColumnTransformer([("numbers", filled, numbers), ("categories", coded, categories)])
 
@@ -44,7 +46,7 @@ def _tree_steps(numbers, categories):
     coded = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=np.nan, max_categories=200)
     return ColumnTransformer([("categories", coded, categories), ("numbers", "passthrough", numbers)])
 
-# %% ../../nbs/training/10_baselines.ipynb #ebcc9e88
+# %% ../../nbs/training/10_baselines.ipynb #9547e6ec
 BASELINES = ("zero_rule", "random", "linear", "boosted_trees")
 
 def make_baseline(
@@ -55,18 +57,22 @@ def make_baseline(
     "One baseline for the schema's task; raises `TrainingError` for an unknown name."
     from sklearn import dummy, ensemble, linear_model
     from sklearn.pipeline import make_pipeline
-    if name not in BASELINES: raise TrainingError("unknown baseline", got=name, expected="one of: " + ", ".join(BASELINES))
+    if name not in BASELINES:
+        raise TrainingError("unknown baseline", got=name, expected="one of: " + ", ".join(BASELINES))
     classes, features = schema["label"]["task"] != "regression", features_of(schema)
     numbers = [c["input"] for c in features if c["kind"] in NUMBERS]
     categories = [c["input"] for c in features if c["kind"] not in NUMBERS]
-    if name == "zero_rule": return dummy.DummyClassifier(strategy="prior") if classes else dummy.DummyRegressor(strategy="mean")
+    if name == "zero_rule":
+        return dummy.DummyClassifier(strategy="prior") if classes else dummy.DummyRegressor(strategy="mean")
     if name == "random":
-        return dummy.DummyClassifier(strategy="stratified", random_state=seed) if classes else dummy.DummyRegressor(strategy="median")
+        return dummy.DummyClassifier(strategy="stratified",
+                                     random_state=seed) if classes else dummy.DummyRegressor(strategy="median")
     if name == "linear":
         last = linear_model.LogisticRegression(max_iter=300, random_state=seed) if classes else linear_model.Ridge()
         return make_pipeline(_linear_steps(numbers, categories), last)
     kind = ensemble.HistGradientBoostingClassifier if classes else ensemble.HistGradientBoostingRegressor
-    trees = kind(max_iter=80, learning_rate=0.08, min_samples_leaf=max(2, min(20, schema["rows"] // 50)), random_state=seed,
+    trees = kind(max_iter=80, learning_rate=0.08, min_samples_leaf=max(2, min(20, schema["rows"] // 50)),
+                 random_state=seed,
                  categorical_features=list(range(len(categories))) or None, early_stopping=False)
     return make_pipeline(_tree_steps(numbers, categories), trees)
 
@@ -90,7 +96,7 @@ def predict_baseline(
     found[:, np.asarray(estimator.classes_, dtype=int)] = estimator.predict_proba(features)
     return score_table(found, facts, frame.index)
 
-# %% ../../nbs/training/10_baselines.ipynb #b6cbe690
+# %% ../../nbs/training/10_baselines.ipynb #79ca436c
 def fit_baselines(
     train:pd.DataFrame,              # rows to learn from, with the label column
     valid:pd.DataFrame,              # rows to measure on
@@ -103,7 +109,8 @@ def fit_baselines(
     from sklearn.exceptions import ConvergenceWarning
     facts = schema.get("label") or {}
     if not facts: raise TrainingError("the schema has no label", cure="describe_table(frame, label=facts)")
-    if not len(train) or not len(valid): raise TrainingError("no rows to fit or measure on", got=f"{len(train)} train, {len(valid)} valid")
+    if not len(train) or not len(valid):
+        raise TrainingError("no rows to fit or measure on", got=f"{len(train)} train, {len(valid)} valid")
     fitted, found, metric = {}, {}, MAIN_METRIC[facts["task"]]
     measured, label = measure(train, schema), train[facts["name"]].to_numpy()
     for name in names:

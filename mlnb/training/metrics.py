@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from ..errors import TrainingError
 
-# %% ../../nbs/training/05_metrics.ipynb #3153f38b
+# %% ../../nbs/training/05_metrics.ipynb #9a1317e2
 def score_table(
     values:np.ndarray,   # (n,), (n, 1) or (n, k) float: probabilities or numbers as a model returns them
     facts:Mapping,       # the label's facts: task and classes
@@ -23,25 +23,29 @@ def score_table(
     if facts["task"] == "binary" and values.shape[1] == 2: values = values[:, 1:]
     names = list(facts["classes"]) if facts["task"] == "multiclass" else ["score"]
     if values.shape[1] != len(names):
-        raise TrainingError("the model's output does not fit the task", got=f"{values.shape[1]} values a row", expected=f"{len(names)}")
+        raise TrainingError("the model's output does not fit the task", got=f"{values.shape[1]} values a row",
+                            expected=f"{len(names)}")
     return pd.DataFrame(values, columns=names, index=index)
 
 # %% ../../nbs/training/05_metrics.ipynb #81f0b0c7
 MAIN_METRIC = {"binary": "auc", "multiclass": "accuracy", "regression": "rmse"}
 SMALLER_IS_BETTER = ("rmse", "mae", "log_loss", "brier", "loss")
 
-# %% ../../nbs/training/05_metrics.ipynb #8d73aace
+# %% ../../nbs/training/05_metrics.ipynb #ca77c729
 def _binary(label, score):
     from sklearn import metrics
-    found = {"log_loss": metrics.log_loss(label, score, labels=[0, 1]), "brier": metrics.brier_score_loss(label, score, labels=[0, 1]),
+    found = {"log_loss": metrics.log_loss(label, score, labels=[0, 1]),
+             "brier": metrics.brier_score_loss(label, score, labels=[0, 1]),
              "accuracy": metrics.accuracy_score(label, score >= 0.5)}
     if len(np.unique(label)) < 2: return found
-    return {"auc": metrics.roc_auc_score(label, score), "average_precision": metrics.average_precision_score(label, score)} | found
+    return {"auc": metrics.roc_auc_score(label, score),
+            "average_precision": metrics.average_precision_score(label, score)} | found
 
 def _multiclass(label, scores):
     from sklearn import metrics
     classes, best = list(range(scores.shape[1])), scores.argmax(axis=1)
-    found = {"accuracy": metrics.accuracy_score(label, best), "macro_f1": metrics.f1_score(label, best, average="macro", zero_division=0),
+    found = {"accuracy": metrics.accuracy_score(label, best),
+             "macro_f1": metrics.f1_score(label, best, average="macro", zero_division=0),
              "log_loss": metrics.log_loss(label, scores, labels=classes)}
     if len(np.unique(label)) < len(classes): return found
     return found | {"auc": metrics.roc_auc_score(label, scores, multi_class="ovr", average="weighted", labels=classes)}
@@ -51,7 +55,7 @@ def _regression(label, guess):
     found = {"rmse": metrics.root_mean_squared_error(label, guess), "mae": metrics.mean_absolute_error(label, guess)}
     return found | ({"r2": metrics.r2_score(label, guess)} if len(label) > 1 else {})
 
-# %% ../../nbs/training/05_metrics.ipynb #c9923d2a
+# %% ../../nbs/training/05_metrics.ipynb #f666164a
 def score(
     label:pd.Series|np.ndarray,   # (n,) class codes 0, 1, ... or numbers
     prediction:pd.DataFrame,      # (n, k) scores of the same rows, see `score_table`
@@ -60,8 +64,11 @@ def score(
     "Measure predictions; raises `TrainingError` for no rows, unequal lengths or scores that are no numbers."
     label, values = np.asarray(label), prediction.to_numpy("float64")
     if not len(label) or len(label) != len(values):
-        raise TrainingError("labels and predictions do not match", got=f"{len(label)} labels, {len(values)} predictions", expected="as many, at least one")
-    if not np.isfinite(values).all(): raise TrainingError("the model predicts values that are no numbers", got=f"{(~np.isfinite(values)).any(axis=1).sum()} rows")
+        raise TrainingError("labels and predictions do not match",
+                            got=f"{len(label)} labels, {len(values)} predictions", expected="as many, at least one")
+    if not np.isfinite(values).all():
+        raise TrainingError("the model predicts values that are no numbers",
+                            got=f"{(~np.isfinite(values)).any(axis=1).sum()} rows")
     if task == "regression": found = _regression(label.astype("float64"), values[:, 0])
     elif task == "multiclass": found = _multiclass(label.astype(int), values / values.sum(axis=1, keepdims=True))
     else: found = _binary(label.astype(int), values[:, -1])

@@ -33,7 +33,7 @@ def to_inputs(
         else: arrays[column["input"]] = values.fillna("").to_numpy(dtype=object)[:, None]
     return arrays
 
-# %% ../../nbs/training/20_models.ipynb #9d221bd2
+# %% ../../nbs/training/20_models.ipynb #be6c5c61
 _ONE_HOT = 30      # levels up to which a category is one-hot
 _HASH_BINS = 1024  # places that the values of a category with many levels share
 
@@ -56,9 +56,11 @@ def _number_parts(columns, inputs):
     from keras import ops
     filled, _ = _filled(_joined([inputs[c["input"]] for c in columns]), columns)
     spread = [max(c["std"], 1e-6 * abs(c["mean"]), 1e-30) ** 2 if c["std"] else 1.0 for c in columns]
-    scaled = keras.layers.Normalization(mean=[c["mean"] for c in columns], variance=spread, name="scale_numbers")(filled)
+    scaled = keras.layers.Normalization(mean=[c["mean"] for c in columns], variance=spread,
+                                        name="scale_numbers")(filled)
     parts = [ops.clip(scaled, -10.0, 10.0)]
-    if gappy := [c for c in columns if c["missing"]]: parts.append(_filled(_joined([inputs[c["input"]] for c in gappy]), gappy)[1])
+    if gappy := [c for c in columns if c["missing"]]:
+        parts.append(_filled(_joined([inputs[c["input"]] for c in gappy]), gappy)[1])
     return parts
 
 def _date_parts(columns, inputs):
@@ -68,7 +70,7 @@ def _date_parts(columns, inputs):
     turns = [ops.mod(seconds, period) * (2 * np.pi / period) for period in (86400.0, 7 * 86400.0, 365.2425 * 86400.0)]
     return [wave(turn) for turn in turns for wave in (ops.sin, ops.cos)]
 
-# %% ../../nbs/training/20_models.ipynb #bba5642f
+# %% ../../nbs/training/20_models.ipynb #31788839
 def _vocabulary(column, rows):
     "Levels that training saw often enough to learn, the empty text among them when values are missing."
     least = 5 if rows >= 500 else 2
@@ -82,7 +84,8 @@ def _category_part(column, tensor, rows):
         places = keras.layers.Hashing(_HASH_BINS, name=f"hash_{safe}")(tensor)
         return keras.layers.Flatten()(keras.layers.Embedding(_HASH_BINS, 8, name=f"embed_{safe}")(places))
     if len(words) <= _ONE_HOT:
-        return keras.layers.StringLookup(vocabulary=words, mask_token=None, output_mode="one_hot", name=f"lookup_{safe}")(tensor)
+        return keras.layers.StringLookup(vocabulary=words, mask_token=None, output_mode="one_hot",
+                                         name=f"lookup_{safe}")(tensor)
     places = keras.layers.StringLookup(vocabulary=words, mask_token=None, name=f"lookup_{safe}")(tensor)
     embedding = keras.layers.Embedding(len(words) + 1, min(16, int(len(words) ** 0.5) + 1), name=f"embed_{safe}")
     return keras.layers.Flatten()(embedding(places))
@@ -91,11 +94,12 @@ def _head(hidden, schema):
     import keras
     facts = schema["label"]
     if facts["task"] == "binary": return keras.layers.Dense(1, activation="sigmoid", name="score")(hidden)
-    if facts["task"] == "multiclass": return keras.layers.Dense(len(facts["classes"]), activation="softmax", name="score")(hidden)
+    if facts["task"] == "multiclass":
+        return keras.layers.Dense(len(facts["classes"]), activation="softmax", name="score")(hidden)
     label = next(c for c in schema["columns"] if c["role"] == "label")
     return keras.layers.Rescaling(label["std"] or 1.0, label["mean"], name="score")(keras.layers.Dense(1)(hidden))
 
-# %% ../../nbs/training/20_models.ipynb #9a90ca2c
+# %% ../../nbs/training/20_models.ipynb #291c63d0
 def build_model(
     schema:Mapping,                  # measured on the training rows, see `schemas.measure`
     units:tuple[int, ...]=(64, 32),  # width of each hidden layer, at least 1; empty: a linear model
@@ -105,7 +109,8 @@ def build_model(
     "A functional model from raw columns to scores; raises `TrainingError` without a label in the schema."
     import_tensorflow()
     import keras
-    if not schema.get("label"): raise TrainingError("the schema has no label", cure="describe_table(frame, label=facts)")
+    if not schema.get("label"):
+        raise TrainingError("the schema has no label", cure="describe_table(frame, label=facts)")
     keras.utils.set_random_seed(seed)
     features = features_of(schema)
     inputs = {column["input"]: _input(column) for column in features}
@@ -134,7 +139,7 @@ def predict(
     values = np.concatenate(scores) if scores else np.empty((0, model.output.shape[-1]))
     return score_table(values, schema["label"], frame.index)
 
-# %% ../../nbs/training/20_models.ipynb #6df50fbc
+# %% ../../nbs/training/20_models.ipynb #7f0bccb9
 class History(NamedTuple):
     "What happened in training."
     curves: pd.DataFrame  # one row an epoch, counted from 1: loss, metrics, and the same with val_
@@ -143,10 +148,11 @@ class History(NamedTuple):
 
     def best(self, name:str) -> float:
         "A curve's value at the epoch whose weights were kept."
-        if name not in self.curves: raise TrainingError("no such curve", got=name, expected="one of: " + ", ".join(self.curves))
+        if name not in self.curves:
+            raise TrainingError("no such curve", got=name, expected="one of: " + ", ".join(self.curves))
         return float(self.curves.loc[self.best_epoch, name])
 
-# %% ../../nbs/training/20_models.ipynb #304a1469
+# %% ../../nbs/training/20_models.ipynb #3cd54b6b
 def _metrics(task):
     import keras
     if task == "binary": return [keras.metrics.AUC(name="auc"), keras.metrics.BinaryAccuracy(name="accuracy")]
@@ -161,14 +167,15 @@ def _batches(frame, schema, batch_size, weights=None, seed=None):
     weight = tf.constant(np.ones(len(frame), "float32") if weights is None else weights.astype("float32"))
     rows = tf.data.Dataset.range(len(frame))
     if seed is not None: rows = rows.shuffle(len(frame), seed=seed, reshuffle_each_iteration=True)
-    def picked(i): return {name: tf.gather(array, i) for name, array in inputs.items()}, tf.gather(label, i), tf.gather(weight, i)
+    def picked(i):
+        return {name: tf.gather(array, i) for name, array in inputs.items()}, tf.gather(label, i), tf.gather(weight, i)
     return rows.batch(batch_size).map(picked).prefetch(2)
 
 def _balanced(label):
     counts = label.value_counts()
     return (len(label) / len(counts) / label.map(counts)).to_numpy()
 
-# %% ../../nbs/training/20_models.ipynb #b8f98ebe
+# %% ../../nbs/training/20_models.ipynb #20b96a7d
 def compile_model(
     model:"keras.Model",        # noqa: F821 - from `build_model`
     schema:Mapping,             # its schema
@@ -177,7 +184,8 @@ def compile_model(
     "Give a model the loss and metrics of its task."
     import keras
     task = schema["label"]["task"]
-    losses = {"binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy", "regression": "mean_squared_error"}
+    losses = {"binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy",
+              "regression": "mean_squared_error"}
     label = next(c for c in schema["columns"] if c["role"] == "label")
     scale = 1.0 / (label["std"] or 1.0) ** 2 if task == "regression" else 1.0
     model.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=losses[task], loss_weights=scale,
@@ -191,10 +199,11 @@ def epoch_line(
     "Print one short line an epoch."
     import keras
     def line(epoch, logs):
-        print(f"epoch {epoch + 1:>3}/{epochs}  loss {logs['loss']:.4f}  val_loss {logs['val_loss']:.4f}  {monitor} {logs[monitor]:.4f}", flush=True)
+        shown = "  ".join(f"{name} {logs[name]:.4f}" for name in ("loss", "val_loss", monitor))
+        print(f"epoch {epoch + 1:>3}/{epochs}  {shown}", flush=True)
     return keras.callbacks.LambdaCallback(on_epoch_end=line)
 
-# %% ../../nbs/training/20_models.ipynb #bff6809b
+# %% ../../nbs/training/20_models.ipynb #877f9b73
 def monitor_of(
     task:str,             # "binary", "multiclass" or "regression"
 ) -> tuple[str, str]:     # curve of the validation rows, and "max" or "min"
@@ -219,8 +228,10 @@ def train_model(
     monitor, mode = monitor_of(schema["label"]["task"])
     stop = keras.callbacks.EarlyStopping(monitor, patience=patience or epochs, mode=mode, restore_best_weights=True)
     weights = _balanced(train[schema["label"]["name"]]) if balanced and schema["label"]["classes"] else None
-    record = model.fit(_batches(train, schema, batch_size, weights, seed), validation_data=_batches(valid, schema, 4096), epochs=epochs,
-                       shuffle=False, verbose=0, callbacks=[stop, keras.callbacks.TerminateOnNaN()] + [epoch_line(epochs, monitor)] * report)
+    record = model.fit(_batches(train, schema, batch_size, weights, seed),
+                       validation_data=_batches(valid, schema, 4096), epochs=epochs,
+                       shuffle=False, verbose=0,
+                       callbacks=[stop, keras.callbacks.TerminateOnNaN()] + [epoch_line(epochs, monitor)] * report)
     curves = pd.DataFrame(record.history)
     curves.index = pd.RangeIndex(1, len(curves) + 1, name="epoch")
     if not np.isfinite(curves["loss"]).all() or monitor not in curves:
@@ -228,7 +239,7 @@ def train_model(
     best = int(curves[monitor].idxmin() if mode == "min" else curves[monitor].idxmax())
     return History(curves, best, monitor)
 
-# %% ../../nbs/training/20_models.ipynb #012aa291
+# %% ../../nbs/training/20_models.ipynb #f7853944
 def fit_model(
     train:pd.DataFrame,              # (n, d) rows to learn from, with the label column
     valid:pd.DataFrame,              # (m, d) rows that say when to stop; never learnt from
@@ -244,7 +255,8 @@ def fit_model(
     report:bool=True,                # print a line an epoch?
 ) -> tuple["keras.Model", History]:  # noqa: F821 - the model with its best weights
     "Build and fit a model, measuring on the training rows; raises `TrainingError` for settings out of range."
-    ranges = {"epochs": epochs >= 1, "batch_size": batch_size >= 1, "learning_rate": learning_rate > 0, "dropout": 0 <= dropout < 1}
+    ranges = {"epochs": epochs >= 1, "batch_size": batch_size >= 1, "learning_rate": learning_rate > 0,
+              "dropout": 0 <= dropout < 1}
     if wrong := [name for name, right in ranges.items() if not right]:
         raise TrainingError(f"{wrong[0]} is out of range", got=locals()[wrong[0]], expected="see fit_model")
     tf = import_tensorflow()
