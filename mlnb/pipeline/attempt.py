@@ -6,15 +6,16 @@
 __all__ = ['context_of', 'kernel_environment', 'failed_cell', 'Stopper', 'failure', 'Attempt', 'commit', 'publish', 'record_of',
            'run_stage', 'kept_path']
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #55c8099d
+# %% ../../nbs/pipeline/75_attempt.ipynb #6421eb2f
 import json, os, re, shutil, signal, sys, time
 from pathlib import Path
 from ..errors import MlnbError
 from ..files import read_json, write_json, write_once
 from .processes import MARK, death_of, guard, kill_members
 from .runs import FORMAT, timestamp
+from .scratch import scratch_folder
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #44f2c625
+# %% ../../nbs/pipeline/75_attempt.ipynb #112a9d76
 def context_of(
     spec:dict,  # a specification
 ) -> dict:      # what ref, glue and source read in the kernel
@@ -36,7 +37,8 @@ def kernel_environment(
                              "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "LOKY_MAX_CPU_COUNT"), cores)
     quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"), "PYTHONHASHSEED": str(spec.get("seed", 0)),
              "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    return os.environ | threads | quiet | {"MLNB_CONTEXT": str(context), MARK: mark, "TMPDIR": str(temporary),
+    return os.environ | threads | quiet | {"MLNB_CONTEXT": str(context), MARK: mark,
+                                           "MLNB_SCRATCH": str(scratch_folder(Path(spec["runs"]), spec["fingerprint"])), "TMPDIR": str(temporary),
                                            "PYTHONPATH": os.pathsep.join(places)}
 
 # %% ../../nbs/pipeline/75_attempt.ipynb #ce9fb6cb
@@ -228,7 +230,7 @@ def run_stage(
         return _finish(attempt, record)
     finally: _clean(attempt)
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #8e355c29
+# %% ../../nbs/pipeline/75_attempt.ipynb #debec3e6
 def _keep(attempt):
     "Leave the kernel alive and write down how to reach it."
     attempt.kept = bool(attempt.stopper.group)
@@ -245,6 +247,7 @@ def _finish(attempt, record):
         return 1 if record["error"] else 0
     publish(attempt.copy, Path(spec["runs"])/spec["run"]/spec["copy"])
     won = record["error"] is None and commit(spec, record)
+    if won: shutil.rmtree(scratch_folder(Path(spec["runs"]), spec["fingerprint"]), ignore_errors=True)
     write_json(attempt.folder/"result.json", record | ({} if won or record["error"] else {"status": "superseded"}))
     return 1 if record["error"] else 0 if won else 4
 
