@@ -12,6 +12,7 @@ from mlnb.data.leaks import find_leaks, ignore_leaks
 from mlnb.data.schemas import columns_of, describe_table
 from mlnb.data.splits import check_splits, split_table
 from mlnb.data.tables import read_table, tidy_table
+from mlnb.data.validation import contract_text, infer_contract, read_contract, validate
 from mlnb.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -34,10 +35,18 @@ def strange(request):
 def test_a_strange_table_is_described_labelled_and_split(strange):
     frame, expression = strange
     schema, splits = prepared(frame, expression)
-    json.dumps(schema, allow_nan=False)
+    assert json.loads(json.dumps(schema, allow_nan=False)) == schema
     assert sum(map(len, splits.values())) == schema["rows"]
     assert not (check_splits(splits, schema).rule == "class missing").any()
     assert [c["name"] for c in schema["columns"]][: frame.shape[1]] == list(splits["test"].columns)[: frame.shape[1]]
+
+
+def test_a_strange_table_keeps_its_own_contract(strange):
+    frame, expression = strange
+    rows, facts = label_table(frame, expression)
+    schema = describe_table(rows, facts)
+    contract = read_contract(contract_text(infer_contract(schema)))
+    assert not len(validate(rows, contract, schema))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "tsv", "csv.gz"])
