@@ -281,6 +281,24 @@ def test_assign_takes_any_text_or_raises_a_parameter_error(tmp_path, given_texts
         return
 
 
+@pytest.mark.parametrize(
+    "texts,file,expected",
+    [
+        (["a.n=8", "n=7"], "", 8),
+        (["n=7", "a.n=8"], "", 8),
+        (["n=7", "n=6"], "", 6),
+        (["n=7"], "n: 1\na: {n: 2}", 7),
+        ([], "a: {n: 2}\nn: 1", 2),
+        ([], "a.n: 3\nn: 1", 3),
+        ([], "", 0),
+    ],
+)
+def test_the_closer_word_wins(tmp_path, texts, file, expected):
+    stage = read_stage(write_notebook(tmp_path / "10_a.ipynb", [], parameters="n: int = 0"), "p")
+    (tmp_path / "p.yaml").write_text(file)
+    assert assign({"a": stage}, texts, tmp_path / "p.yaml") == {"a": {"n": expected}}
+
+
 def test_all_mistakes_come_in_one_message(tmp_path):
     stage = read_stage(
         write_notebook(tmp_path / "10_a.ipynb", [], parameters="epochs: int = 1  # at least 1\nlabel: str"), "p"

@@ -169,6 +169,7 @@ def test_prose_tags_outputs_and_parameter_values_do_not_count(tmp_path):
         ("'ref(\"a.b\")'", []),
         ("%%bash\nref('a.b')", []),
         ("def ref(x): ...\nref('a.b')", []),
+        ("def f(ref): return ref('a.b')", []),
         ("from mlnb.pipeline.scraps import ref\nref('a.b.c')", ["a.b.c"]),
         ("x.ref('a.b')", []),
     ],
@@ -276,6 +277,20 @@ def test_an_edit_of_the_same_size_and_time_is_seen(tmp_path):
     path.write_text(path.read_text().replace("y = 1", "y = 2"))
     os.utime(path, ns=(10**18, 10**18))
     assert read_pipeline(project, "main")["a"].code == ("y = 2",)
+
+
+def test_a_file_that_changed_just_now_is_not_kept_yet(tmp_path):
+    root = write_project(tmp_path, a=["x"], b=["y"])
+    project, path = find_project(root), root / "nbs/stages/main/10_a.ipynb"
+    time.sleep(0.06)
+    os.utime(path)
+    read_pipeline(project, "main")
+    kept = json.loads((root / "runs/cache/stages-main.json").read_text())["stages"]
+    assert list(kept) == ["20_b.ipynb"]
+
+
+def test_the_line_of_a_mistake_behind_a_long_magic_is_right(tmp_path):
+    assert stage_of(tmp_path, "!ls \\\n  -l\n%%x\ny = (").problems[0].line == 4
 
 
 def test_edits_in_quick_succession_are_seen(tmp_path):
