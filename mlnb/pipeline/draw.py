@@ -84,19 +84,22 @@ def graph_text(
         lines += ([above] if above else []) + [line if len(line) <= width else line[:width - 1] + "…"]
     return "\n".join(lines)
 
-# %% ../../nbs/pipeline/98_draw.ipynb #2c6c17f2
+# %% ../../nbs/pipeline/98_draw.ipynb #e8b647c6
+_MOST_POINTS = 1000
+
 def _layers(graph):
     "Layers of stage names and of edge points (upstream, downstream, layer), and the links between neighbouring layers."
     depth = {}
     for name in graph.order: depth[name] = 1 + max([depth[u] for u in graph.upstream[name]], default=-1)
     layers = [[] for _ in range(1 + max(depth.values(), default=-1))]; links = []
     for name in graph.order: layers[depth[name]].append(name)
-    for name in graph.order:
-        for u in graph.upstream[name]:
-            points = [(u, name, d) for d in range(depth[u] + 1, depth[name])]
-            for point in points: layers[point[2]].append(point)
-            path = [u, *points, name]
-            links += zip(path, path[1:], strict=False)
+    edges = [(u, name) for name in graph.order for u in graph.upstream[name]]
+    long = sum(depth[n] - depth[u] - 1 for u, n in edges) > _MOST_POINTS
+    for u, name in edges:
+        points = [] if long else [(u, name, d) for d in range(depth[u] + 1, depth[name])]
+        for point in points: layers[point[2]].append(point)
+        path = [u, *points, name]
+        links += zip(path, path[1:], strict=False)
     return layers, links
 
 def _crossings(layers, links):
@@ -144,7 +147,7 @@ def _places(layers, links, size):
     lowest = min((at[n] - size(n) / 2 for n in at), default=0)
     return {n: at[n] - lowest for n in at}
 
-# %% ../../nbs/pipeline/98_draw.ipynb #36f2fda0
+# %% ../../nbs/pipeline/98_draw.ipynb #c5deee0b
 _HIGH, _GAP, _STEP, _MARGIN = 44, 16, 44, 12
 _DASHES = ' stroke-dasharray="5 4"'
 
@@ -156,7 +159,7 @@ def _escape(text):
 def _short(text): return text if len(text) <= 24 else text[:23] + "…"
 
 def _layout(graph):
-    "Centres of nodes and points as (x, y), the width of a box, width and height of the picture, drawn downwards or not."
+    "Centres of nodes and points as (x, y), width of a box, width and height of the picture, drawn downwards or not."
     layers, links = _layers(graph); layers = _ordered_layers(layers, links)
     wide = max([96] + [round(len(_short(n)) * 7.8) + 24 for n in graph.order])
     across = _places(layers, links, lambda n: _HIGH + _GAP if isinstance(n, str) else 14)
