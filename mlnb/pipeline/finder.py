@@ -46,7 +46,7 @@ class Place(NamedTuple):
     package:bool              # can it have modules inside?
     folders:tuple[str, ...]   # where those are
 
-# %% ../../nbs/pipeline/39_finder.ipynb #0ef039da
+# %% ../../nbs/pipeline/39_finder.ipynb #7fe3c3ce
 class Modules:
     "The modules of one project, as they were when first looked at."
     def __init__(
@@ -109,8 +109,9 @@ class Modules:
         before, key = stamp(path) if path else None, f"{name} {path}"
         record = self.cache.get(key, before) if before else None
         if record is None:
+            settled = before and is_settled(before)   # asked before the file is read
             record, _ = self._analyse(name)
-            if before and is_settled(before) and stamp(path) == before: self.cache.put(key, before, record)
+            if settled and stamp(path) == before: self.cache.put(key, before, record)
         record = {**record, "units": {k: Unit(*u) for k, u in record["units"].items()}}
         self.records[name] = record
         return record
