@@ -18,18 +18,19 @@ def refuse_column(
     "The one form of a refusal."
     return ScrapError(f"{where} cannot be kept exactly in Parquet: {why}", where="glue", cure=cure)
 
-# %% ../../nbs/pipeline/52_columns.ipynb #d3438b59
+# %% ../../nbs/pipeline/52_columns.ipynb #44937d0c
 def _encode_numpy(values, where):
     import pyarrow as pa
     kind, size = values.dtype.kind, values.dtype.itemsize
-    if kind == "c": raise refuse_column(where, "complex numbers", "split it into a real and an imaginary column, or glue the array")
-    if kind not in "biufMm" or size > 8:
-        raise refuse_column(where, f"dtype {values.dtype}", "use .astype('float64')" if kind == "f" else "convert it with .astype(...)")
-    if not values.dtype.isnative: raise refuse_column(where, "foreign byte order", "use .astype(dtype.newbyteorder('='))")
+    refuse = lambda why, cure: refuse_column(where, why, cure)
+    if kind == "c": raise refuse("complex numbers", "split it into a real and an imaginary column, or glue the array")
+    if kind == "f" and size > 8: raise refuse(f"dtype {values.dtype}", "use .astype('float64')")
+    if kind not in "biufMm": raise refuse(f"dtype {values.dtype}", "convert it with .astype(...)")
+    if not values.dtype.isnative: raise refuse("foreign byte order", "use .astype(dtype.newbyteorder('='))")
     array = pa.array(values, from_pandas=True)
     if values.dtype == "M8[s]":  # Parquet counts in milliseconds at least
         try: array = array.cast(pa.timestamp("ms"))
-        except pa.ArrowInvalid as e: raise refuse_column(where, "a moment too far away for milliseconds", "use .astype(str)") from e
+        except pa.ArrowInvalid as e: raise refuse("a moment too far away for milliseconds", "use .astype(str)") from e
     return array, {"kind": "numpy", "dtype": values.dtype.str}
 
 def _encode_zoned(values, where):
@@ -58,8 +59,9 @@ def _encode_extension(values, where):
     if isinstance(dtype, pd.StringDtype):
         return pa.array(values), {"kind": "string", "storage": dtype.storage, "nan": dtype.na_value is not pd.NA}
     if isinstance(dtype, pd.ArrowDtype):
-        return pa.chunked_array(pa.array(values)), {"kind": "arrow", "type": _text(pa.schema([("x", dtype.pyarrow_dtype)]).serialize())}
-    if type(dtype).__module__.startswith("pandas.") and type(values).__name__ in ("IntegerArray", "FloatingArray", "BooleanArray"):
+        kept = pa.schema([("x", dtype.pyarrow_dtype)]).serialize()
+        return pa.chunked_array(pa.array(values)), {"kind": "arrow", "type": _text(kept)}
+    if type(values).__name__ in ("IntegerArray", "FloatingArray", "BooleanArray"):
         return pa.array(values), {"kind": "masked", "dtype": dtype.name}
     cure = "use .sparse.to_dense()" if isinstance(dtype, pd.SparseDtype) else "convert it with .astype(...)"
     raise refuse_column(where, f"dtype {dtype}", cure)
@@ -114,7 +116,7 @@ def _decode_category(column, spec):
     dtype = pd.CategoricalDtype(pd.Index(values, dtype=values.dtype), ordered=spec["ordered"])
     return pd.Categorical.from_codes(codes, dtype=dtype)
 
-# %% ../../nbs/pipeline/52_columns.ipynb #39905edf
+# %% ../../nbs/pipeline/52_columns.ipynb #90a17f4e
 _MISSING = ("NoneType", "float", "NAType", "NaTType")  # what a missing value in an object column may be
 _EXACT = ("str", "bytes", "bool", "int", "float", "date", "timedelta")  # Arrow keeps them as they are
 _CHECKED = ("datetime", "time", "Decimal", "list", "tuple", "dict", "ndarray")  # compared after a trial
@@ -146,29 +148,35 @@ def _encode_object(values, where):
     if len(kinds) > 1: raise refuse_column(where, "object column of " + " and ".join(sorted(kinds)), _MIXED)
     kind = next(iter(kinds), "null")
     known = not kinds or (kind in _EXACT + _CHECKED and type(values[~mask][0]).__module__ in _HOMES)
-    if not known: raise refuse_column(where, f"object column of {kind}", _CURES.get(kind, "use .astype(str), or glue it by itself"))
+    if not known:
+        cure = _CURES.get(kind, "use .astype(str), or glue it by itself")
+        raise refuse_column(where, f"object column of {kind}", cure)
     spec = {"kind": "object", "of": kind, "missing": missing}
     if kind == "ndarray": spec["dtype"] = values[~mask][0].dtype.str
     try:
-        array = pa.array([list(v) if type(v) is tuple else v for v in values] if kind == "tuple" else values, mask=mask, from_pandas=False)
+        plain = [list(v) if type(v) is tuple else v for v in values] if kind == "tuple" else values
+        array = pa.array(plain, mask=mask, from_pandas=False)
         if kind in _CHECKED: _check_same(values, _decode_object(_through_parquet(array), spec), ~mask, where)
     except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError, NotImplementedError) as e:
-        raise refuse_column(where, f"object column of {kind}, {str(e).splitlines()[0]}", _CURES.get(kind, _MIXED)) from e
+        why = f"object column of {kind}, {str(e).splitlines()[0]}"
+        raise refuse_column(where, why, _CURES.get(kind, _MIXED)) from e
     return array, spec
 
-# %% ../../nbs/pipeline/52_columns.ipynb #0ebf0560
+# %% ../../nbs/pipeline/52_columns.ipynb #ad1655d5
 _HOMES = ("builtins", "datetime", "decimal", "numpy")
-_CURES = {"Timestamp": "use pd.to_datetime(df[c])", "Timedelta": "use pd.to_timedelta(df[c])", "datetime": "use pd.to_datetime(df[c])",
+_CURES = {"Timestamp": "use pd.to_datetime(df[c])", "Timedelta": "use pd.to_timedelta(df[c])",
+          "datetime": "use pd.to_datetime(df[c])", "UUID": "use .astype(str)", "Path": "use .astype(str)",
           "set": "use df[c].map(sorted)", "dict": "use df[c].map(json.dumps)", "int": "use .astype(str)",
-          "Decimal": "give all the same number of digits with .map(lambda d: d.quantize(Decimal('0.01'))), or use .astype(str)",
-          "list": "make the elements of one type, or use df[c].map(json.dumps)", "UUID": "use .astype(str)", "Path": "use .astype(str)"}
+          "list": "make the elements of one type, or use df[c].map(json.dumps)",
+          "Decimal": "give all as many digits, .map(lambda d: d.quantize(Decimal('0.01'))), or use .astype(str)"}
 
 def _alike(a, b):
     "The same type, and the same down to the last digit?"
     if type(a) is not type(b): return False
     if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(_alike, a, b))
     if isinstance(a, dict): return list(a) == list(b) and all(_alike(a[k], b[k]) for k in a)
-    if hasattr(a, "tobytes"): return a.dtype == b.dtype and a.shape == b.shape and a.dtype.kind != "O" and a.tobytes() == b.tobytes()
+    if hasattr(a, "tobytes"):
+        return (a.dtype, a.shape) == (b.dtype, b.shape) and a.dtype.kind != "O" and a.tobytes() == b.tobytes()
     if hasattr(a, "as_tuple"): return a.as_tuple() == b.as_tuple()
     if getattr(a, "tzinfo", None) is not None or getattr(a, "fold", 0): return False
     return a == b or a != a
@@ -183,7 +191,8 @@ def _through_parquet(array):
 def _check_same(values, back, present, where):
     for i in present.nonzero()[0]:
         if not _alike(values[i], back[i]):
-            raise refuse_column(where, f"value {i} would come back as {back[i]!r}"[:200], _CURES.get(type(values[i]).__name__, _MIXED))
+            why = f"value {i} would come back as {back[i]!r}"[:200]
+            raise refuse_column(where, why, _CURES.get(type(values[i]).__name__, _MIXED))
 
 def _decode_object(column, spec):
     import numpy as np
@@ -196,7 +205,7 @@ def _decode_object(column, spec):
     if mask.any(): _restore_missing(out, mask, spec["missing"])
     return out
 
-# %% ../../nbs/pipeline/52_columns.ipynb #66076c58
+# %% ../../nbs/pipeline/52_columns.ipynb #5a58fe2b
 def encode_column(
     values:object,  # numpy array or pandas extension array, one-dimensional
     where:str,      # how messages call it, e.g. "column 'age'"
@@ -219,7 +228,8 @@ def decode_column(
     if kind == "object": return _decode_object(column, spec)
     if kind == "category": return _decode_category(column, spec)
     if kind == "masked": return pd.api.types.pandas_dtype(spec["dtype"]).__from_arrow__(column)
-    if kind == "string": return pd.StringDtype(spec["storage"], na_value=np.nan if spec["nan"] else pd.NA).__from_arrow__(column)
+    if kind == "string":
+        return pd.StringDtype(spec["storage"], na_value=np.nan if spec["nan"] else pd.NA).__from_arrow__(column)
     if kind == "zoned":
         naive = np.array(column.to_numpy(), dtype=f"datetime64[{spec['unit']}]")
         return pd.DatetimeIndex(naive).tz_localize("UTC").tz_convert(zone_of(spec["zone"])).array

@@ -34,7 +34,7 @@ def _parse(path):
     places = [Path(data[key]) for key in ("project", "runs", "store")]
     return Context(*places, data["pipeline"], data["stage"], data["run"], str(data["attempt"]), data["refs"])
 
-# %% ../../nbs/pipeline/62_context.ipynb #dab11ddc
+# %% ../../nbs/pipeline/62_context.ipynb #a68a4d04
 def current_context() -> Context|None: # None outside of a run
     "What MLNB_CONTEXT says; raises `ScrapError` when it points to something else."
     path = os.environ.get("MLNB_CONTEXT")
@@ -45,7 +45,7 @@ def current_context() -> Context|None: # None outside of a run
             found = _parse(path)
             _read.clear(); _read[key] = found
         return _read[key]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ScrapError(f"MLNB_CONTEXT is not the context of a run: {e}", where=path, cure="unset MLNB_CONTEXT") from e
 
 # %% ../../nbs/pipeline/62_context.ipynb #258c39f5
@@ -84,9 +84,9 @@ def current_store() -> Store: # of the run, of the run's folder, or of the proje
     run = open_run_here()
     return Store((run.runs if run else find_project().runs)/"store")
 
-# %% ../../nbs/pipeline/62_context.ipynb #6fb70b4a
+# %% ../../nbs/pipeline/62_context.ipynb #36d0043e
 def add_project_path() -> list[str]: # folders that were added
-    "Put the project's root, and its src/ when there is one, at the front of sys.path; does nothing outside of a project."
+    "Put the project's root, and its src/ when there is one, at the front of sys.path; nothing outside of a project."
     try: root = current_context().project if os.environ.get("MLNB_CONTEXT") else _root()
     except MlnbError: return []
     present = {os.path.abspath(p) for p in sys.path}

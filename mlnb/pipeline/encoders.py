@@ -37,14 +37,15 @@ def is_loaded(
     kind = getattr(sys.modules.get(module), name, None)
     return isinstance(kind, type) and isinstance(value, kind)
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #44bbfd12
+# %% ../../nbs/pipeline/55_encoders.ipynb #8aed8934
 def _write_array(value, path):
     import numpy as np
-    plain, dtype = type(value) in (np.ndarray, np.memmap), value.dtype
-    exact = not dtype.hasobject and np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(dtype)) == dtype if plain else False
-    if not exact:
-        cure = ("use .filled(), or glue .data and .mask" if hasattr(value, "mask") else "use np.asarray(value)" if not plain
-                else "use .astype(float) or .tolist()" if dtype.hasobject else "use .astype('float32')")
+    form, dtype = np.lib.format, value.dtype
+    plain = type(value) in (np.ndarray, np.memmap)
+    if not plain or dtype.hasobject or form.descr_to_dtype(form.dtype_to_descr(dtype)) != dtype:
+        cure = ("use .filled(), or glue .data and .mask" if hasattr(value, "mask") else
+                "use np.asarray(value)" if not plain else
+                "use .astype(float) or .tolist()" if dtype.hasobject else "use .astype('float32')")
         raise ScrapError(f"an array of {type(value).__name__}, {dtype}, cannot be kept exactly in .npy", where="glue",
                          expected="numpy.ndarray of numbers, text, moments or fields of these", cure=cure)
     with open(path, "wb") as file: np.save(file, value, allow_pickle=False)
@@ -107,13 +108,14 @@ def _read_plotly(path, meta):
     import plotly.graph_objects
     return plotly.graph_objects.Figure(_arrays(json.loads(path.read_bytes())))
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #e98d7674
+# %% ../../nbs/pipeline/55_encoders.ipynb #235fa20a
 def _check_path(value):
     path = value.absolute()
     if path.exists(): return path
     parent = next(p for p in path.parents if p.exists())
     near = sorted(p.name for p in parent.iterdir())[:8]
-    raise ScrapError("there is nothing at this path", where="glue", got=str(value), cure="glue a str to keep text instead",
+    raise ScrapError("there is nothing at this path", where="glue", got=str(value),
+                     cure="glue a str to keep text instead",
                      expected=f"an existing file or folder; {parent} holds {', '.join(near) or 'nothing'}")
 
 def _put_path(value, store):
@@ -159,26 +161,30 @@ def _array_words(value, meta): return f"{meta['dtype']} {tuple(meta['shape'])}"
 
 def _class_words(value, meta): return f"scikit-learn {type(value).__name__}"
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #065587d6
+# %% ../../nbs/pipeline/55_encoders.ipynb #d0ecb9c4
 _CODECS = {codec.type: codec for codec in (
     Codec("dataframe", "pandas DataFrame", lambda v: is_loaded(v, "pandas", "DataFrame"), _write_frame,
           lambda path, meta: read_table(path), lambda v, meta: describe_table(v), "table.parquet"),
     Codec("series", "pandas Series", lambda v: is_loaded(v, "pandas", "Series"), _write_frame,
           lambda path, meta: read_table(path), lambda v, meta: describe_table(v), "series.parquet"),
-    Codec("array", "NumPy array", lambda v: is_loaded(v, "numpy", "ndarray"), _write_array, _read_array, _array_words, "array.npy"),
+    Codec("array", "NumPy array", lambda v: is_loaded(v, "numpy", "ndarray"), _write_array, _read_array, _array_words,
+          "array.npy"),
     Codec("keras", "Keras model", lambda v: is_loaded(v, "keras", "Model"), write_keras, read_keras,
           lambda v, meta: f"Keras model, {meta['parameters']:,} parameters", "model.keras"),
     Codec("sklearn", "scikit-learn estimator", lambda v: is_loaded(v, "sklearn.base", "BaseEstimator"), write_sklearn,
           lambda path, meta: read_sklearn(path), _class_words, "model.skops"),
     Codec("figure", "matplotlib Figure", _is_figure, _write_figure, lambda path, meta: Picture(path),
           lambda v, meta: "figure, {} x {} inches".format(*meta["inches"])),
-    Codec("plotly", "plotly Figure", lambda v: is_loaded(v, "plotly.basedatatypes", "BaseFigure"), _write_plotly, _read_plotly,
+    Codec("plotly", "plotly Figure", lambda v: is_loaded(v, "plotly.basedatatypes", "BaseFigure"),
+          _write_plotly, _read_plotly,
           lambda v, meta: f"plotly figure, {len(v.data)} trace{'s' * (len(v.data) != 1)}", "figure.json"),
     Codec("bytes", "bytes", lambda v: type(v) is bytes, _write_bytes,
           lambda path, meta: path.read_bytes(), lambda v, meta: _size(len(v))),
-    Codec("text", "str", lambda v: type(v) is str, _write_text, _read_text, lambda v, meta: f"text, {len(v):,} characters", "text.txt"),
+    Codec("text", "str", lambda v: type(v) is str, _write_text, _read_text,
+          lambda v, meta: f"text, {len(v):,} characters", "text.txt"),
     Codec("json", "list or dict", lambda v: isinstance(v, (list, dict, tuple)), _write_plain,
-          lambda path, meta: from_plain(json.loads(path.read_bytes())), lambda v, meta: f"{type(v).__name__} of {len(v):,}", "value.json"),
+          lambda path, meta: from_plain(json.loads(path.read_bytes())),
+          lambda v, meta: f"{type(v).__name__} of {len(v):,}", "value.json"),
 )}
 _PATHS = ("file", "folder", "savedmodel")
 
@@ -198,10 +204,12 @@ def inline_digest(
     "What identifies a scrap that stays in the notebook: the digest of its canonical JSON."
     return digest(canonical_json(data))
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #6cd0081c
+# %% ../../nbs/pipeline/55_encoders.ipynb #2b8531a5
 _TEXT_LIMIT, _JSON_LIMIT = 64_000, 256_000  # bytes
-_HINTS = (("figure", "glue(name, value.figure)"), ("numpy", "glue(name, value.numpy())"), ("to_pandas", "glue(name, value.to_pandas())"),
-          ("to_frame", "glue(name, value.to_frame())"), ("toarray", "glue(name, value.toarray()), or save it and glue the Path"))
+_PLAIN = ("text", "json")  # types that are inline when they are small
+_HINTS = (("figure", "glue(name, value.figure)"), ("numpy", "glue(name, value.numpy())"),
+          ("to_pandas", "glue(name, value.to_pandas())"), ("to_frame", "glue(name, value.to_frame())"),
+          ("toarray", "glue(name, value.toarray()), or save it and glue the Path"))
 
 def _strict(data):
     "The text that the size of a value is measured on."
@@ -210,9 +218,11 @@ def _strict(data):
 def _unknown(value, name):
     kind = type(value)
     cure = next((text for attribute, text in _HINTS if hasattr(kind, attribute)), "save it to a file and glue its Path")
-    return ScrapError(f"glue({name!r}, ...) does not know this type", where="glue", got=f"{kind.__module__}.{kind.__qualname__}", cure=cure,
-                      expected="None, bool, int, float, str, list, dict, tuple, date, datetime, a pathlib.Path of a file or folder (also a "
-                               "SavedModel), or a " + ", ".join(c.noun for c in _CODECS.values() if c.type not in ("text", "json")))
+    nouns = ", ".join(c.noun for c in _CODECS.values() if c.type not in _PLAIN)
+    return ScrapError(f"glue({name!r}, ...) does not know this type", where="glue", cure=cure,
+                      got=f"{kind.__module__}.{kind.__qualname__}",
+                      expected="None, bool, int, float, str, list, dict, tuple, date, datetime, a pathlib.Path of a "
+                               f"file or folder (also a SavedModel), or a {nouns}")
 
 def _inline(value, name):
     "The record of a value that fits into a notebook; None when it is too large or of another kind."
@@ -228,13 +238,16 @@ def _inline(value, name):
 
 def _is_plain(value):
     kind = type(value)
-    if value is None or isinstance(value, (bool, int, float, str, list, tuple, dict)) or kind.__module__ == "datetime": return True
-    return is_loaded(value, "numpy", "generic") or is_loaded(value, "pandas", "Timestamp") or is_loaded(value, "pandas", "Timedelta")
+    if value is None or isinstance(value, (bool, int, float, str, list, tuple, dict)) or kind.__module__ == "datetime":
+        return True
+    kinds = ("numpy", "generic"), ("pandas", "Timestamp"), ("pandas", "Timedelta")
+    return any(is_loaded(value, *kind) for kind in kinds)
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #094807a4
+# %% ../../nbs/pipeline/55_encoders.ipynb #39dfda52
 def _artifact(name, kind, made, store, meta, summary=""):
     path = store.path_of(made)
-    record = {"name": name, "encoder": "artifact", "type": kind, "digest": made, "bytes": measure(path), "folder": path.is_dir(), "meta": meta}
+    record = {"name": name, "encoder": "artifact", "type": kind, "digest": made, "bytes": measure(path),
+              "folder": path.is_dir(), "meta": meta}
     return record | {"summary": summary or _describe_path(record, path)}
 
 def _put(value, codec, name, store):
@@ -242,7 +255,11 @@ def _put(value, codec, name, store):
     made = store.put_made(lambda path: found.update(codec.write(value, path)), codec.file)
     return _artifact(name, codec.type, made, store, found, codec.describe(value, found))
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #68ff9aea
+def _codec_of(value):
+    "The codec of a value that is never inline."
+    return next((c for c in _CODECS.values() if c.type not in _PLAIN and c.matches(value)), None)
+
+# %% ../../nbs/pipeline/55_encoders.ipynb #bd738209
 def encode(
     value:object,  # what a stage gave
     name:str,      # under which name
@@ -253,18 +270,19 @@ def encode(
         if isinstance(value, Path):
             made, kind, meta = _put_path(value, store)
             return _artifact(name, kind, made, store, meta)
-        custom = next((c for c in _CODECS.values() if c.type not in ("text", "json") and c.matches(value)), None)
+        custom = _codec_of(value)
         record = _inline(value, name) if custom is None and _is_plain(value) else None
         if record: return record
         codec = custom or next((c for c in _CODECS.values() if c.matches(value)), None)
         if codec is None: raise _unknown(value, name)
         return _put(value, codec, name, store)
     except UnicodeEncodeError as e:
-        raise ScrapError(f"{name!r} holds text that is not Unicode: {e.reason}", where="glue", cure="use .encode('utf-8', 'replace').decode()") from e
+        raise ScrapError(f"{name!r} holds text that is not Unicode: {e.reason}", where="glue",
+                         cure="use .encode('utf-8', 'replace').decode()") from e
     except RecursionError as e:
         raise ScrapError(f"{name!r} holds itself, or is too deep", where="glue", cure="glue its parts") from e
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #abce42ae
+# %% ../../nbs/pipeline/55_encoders.ipynb #28cadeac
 def _read_pandas(data):
     "What scrapbook's own `pandas` encoder wrote."
     import base64, io
@@ -278,29 +296,32 @@ def _read_artifact(record, store):
     if kind in _PATHS: return path
     codec = _CODECS.get(kind)
     if codec is None:
-        raise ScrapError(f"no codec for artifacts of type {kind!r}", where="ref", expected="one of: " + ", ".join([*_CODECS, *_PATHS]),
+        raise ScrapError(f"no codec for artifacts of type {kind!r}", where="ref",
+                         expected="one of: " + ", ".join([*_CODECS, *_PATHS]),
                          cure="import the module that registers it before ref()")
-    return codec.read(path if path.is_dir() or codec.file == "object" else store.view(record["digest"], codec.file), meta)
+    named = path.is_dir() or codec.file == "object"
+    return codec.read(path if named else store.view(record["digest"], codec.file), meta)
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #1c23c8cc
+# %% ../../nbs/pipeline/55_encoders.ipynb #fd16b2c4
 def decode(
     record:dict,  # a scrap record
     store:Store,  # where its content is
 ) -> object:      # the value
-    "The value of a scrap; raises `ScrapError` for unknown types and `StoreError` when its content is missing or damaged."
+    "The value of a scrap; raises `ScrapError` for unknown types, `StoreError` when content is missing or damaged."
     encoder = record.get("encoder")
     if encoder == "text": return record["data"]
     if encoder == "json": return from_plain(record["data"])
     if encoder == "pandas": return _read_pandas(record["data"])
-    if encoder == "artifact" and isinstance(record.get("type"), str) and "digest" in record: return _read_artifact(record, store)
+    if encoder == "artifact" and isinstance(record.get("type"), str) and "digest" in record:
+        return _read_artifact(record, store)
     raise ScrapError(f"scrap {record.get('name')!r} has the encoder {encoder!r}, which is not known here", where="ref",
                      expected="json, text, pandas or artifact", cure="glue it again with glue() of mlnb")
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #589a7a8f
+# %% ../../nbs/pipeline/55_encoders.ipynb #7960245a
 def goes_to_store(
     value:object,  # any value
 ) -> bool:         # False also for what cannot be glued at all
     "Would `encode` make an artifact of it? Writes nothing."
-    if isinstance(value, Path) or any(c.matches(value) for c in _CODECS.values() if c.type not in ("text", "json")): return True
+    if isinstance(value, Path) or _codec_of(value): return True
     try: return _is_plain(value) and _inline(value, "") is None
     except (ScrapError, RecursionError, UnicodeEncodeError): return False

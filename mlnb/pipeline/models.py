@@ -31,15 +31,16 @@ def _steady_json(data, names):
     if isinstance(content, dict): content.pop("date_saved", None)
     return json.dumps(content).encode()
 
-# %% ../../nbs/pipeline/54_models.ipynb #73153f22
+# %% ../../nbs/pipeline/54_models.ipynb #ea3dbe41
 def steady_archive(
     path:Path,  # a .keras or .skops archive; written anew in place
 ) -> None:
     "Take times and memory addresses out of an archive, so that equal models are equal files."
     import zipfile
     with zipfile.ZipFile(path) as archive: members = {name: archive.read(name) for name in archive.namelist()}
-    names = {name: "" for name in members if "/" not in name and name.endswith((".npy", ".npz", ".bin"))}
-    texts = {name: _steady_json(data, names) for name, data in members.items() if name.endswith(".json") and "/" not in name}
+    own = {name: data for name, data in members.items() if "/" not in name}  # not the files a model brought along
+    names = {name: "" for name in own if name.endswith((".npy", ".npz", ".bin"))}
+    texts = {name: _steady_json(data, names) for name, data in own.items() if name.endswith(".json")}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in sorted((names.get(name) or name, texts.get(name, data)) for name, data in members.items()):
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
@@ -55,7 +56,7 @@ def _project_root():
         return Path(json.loads(Path(context).read_bytes())["project"]) if context else find_project().root
     except (MlnbError, OSError, ValueError, KeyError): return None
 
-# %% ../../nbs/pipeline/54_models.ipynb #14dd8848
+# %% ../../nbs/pipeline/54_models.ipynb #3a5d941a
 def is_project_module(
     module:str,           # e.g. "features.scaling"
     root:Path|None=None,  # the project; None for the one this process works for
@@ -66,10 +67,11 @@ def is_project_module(
     if not root or top in sys.stdlib_module_names: return False
     try: spec = find_spec(top)
     except (ImportError, ValueError): return False
-    places = [Path(p) for p in (spec.origin, *(spec.submodule_search_locations or [])) if p and os.path.isabs(p)] if spec else []
+    found = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+    places = [Path(p) for p in found if p and os.path.isabs(p)]  # "built-in" and "frozen" are no places
     return any(p.resolve().is_relative_to(Path(root).resolve()) and "site-packages" not in p.parts for p in places)
 
-# %% ../../nbs/pipeline/54_models.ipynb #24d6a83f
+# %% ../../nbs/pipeline/54_models.ipynb #b27df801
 def _trusted(name):
     "May a stored model name this? `name` is a dotted path that skops does not trust by itself."
     module, _, attribute = name.rpartition(".")
@@ -87,7 +89,7 @@ def _check_trusted(path, where):
     if not foreign: return names
     lost = [name for name in foreign if name.startswith("__main__.")]
     cure = ("move it from the notebook into a module of the project and import it" if lost else
-            "use a scikit-learn type, wrap it in a class of the project, or save it with its own library and glue the file")
+            "use a scikit-learn type, wrap it in a class of the project, or save it with its library and glue the file")
     raise ScrapError("the model holds something that is not trusted when it is read: " + ", ".join(lost or foreign),
                      where=where, expected="scikit-learn, numpy, scipy, pandas, or a module of the project", cure=cure)
 
@@ -115,7 +117,7 @@ def read_sklearn(
     import skops.io
     return skops.io.load(path, trusted=_check_trusted(path, "ref"))
 
-# %% ../../nbs/pipeline/54_models.ipynb #6a380892
+# %% ../../nbs/pipeline/54_models.ipynb #9ddc7863
 def _modules(node):
     "Every value of a key called `module` in a Keras configuration."
     if isinstance(node, list): return set().union(*map(_modules, node)) if node else set()
@@ -124,12 +126,13 @@ def _modules(node):
     return own.union(*map(_modules, node.values()))
 
 def _custom_modules(config):
-    return sorted(m for m in _modules(config) if m.split(".")[0] not in ("keras", "builtins", "__main__") and is_project_module(m))
+    foreign = (m for m in _modules(config) if m.split(".")[0] not in ("keras", "builtins", "__main__"))
+    return sorted(filter(is_project_module, foreign))
 
 def _parameters(model):
     return model.count_params() if model.built else 0
 
-# %% ../../nbs/pipeline/54_models.ipynb #82db66fc
+# %% ../../nbs/pipeline/54_models.ipynb #f806aa74
 def write_keras(
     model:object,  # a Keras 3 model
     path:Path,     # .keras file to write
@@ -144,7 +147,7 @@ def write_keras(
     with zipfile.ZipFile(path) as archive: config = archive.read("config.json")
     if b'"__lambda__"' in config:
         raise ScrapError("the model holds a Python lambda, which Keras refuses to read back", where="glue",
-                         cure="make it a layer, or a function registered with @keras.saving.register_keras_serializable()")
+                         cure="make it a layer, or a function with @keras.saving.register_keras_serializable()")
     return {"class": type(model).__name__, "parameters": _parameters(model), "keras": sys.modules["keras"].__version__,
             "modules": _custom_modules(json.loads(config))}
 
@@ -160,6 +163,7 @@ def read_keras(
     try: return keras.saving.load_model(path)
     except (TypeError, ValueError, ImportError) as e:
         lost = re.search(r"Could not locate [^.]+", str(e))
-        raise ScrapError(f"Keras cannot read this model: {lost[0] if lost else str(e).strip().splitlines()[0]}", where="ref",
+        why = lost[0] if lost else str(e).strip().splitlines()[0]
+        raise ScrapError(f"Keras cannot read this model: {why}", where="ref",
                          cure="define its custom classes in a module of the project, registered with "
                               "@keras.saving.register_keras_serializable(), or import that module before ref()") from e

@@ -5,67 +5,70 @@
 # %% auto #0
 __all__ = ['glue', 'ref', 'source']
 
-# %% ../../nbs/pipeline/65_scraps.ipynb #e920e438
+# %% ../../nbs/pipeline/65_scraps.ipynb #bf9afc71
 import sys, time
 from ..errors import ScrapError
 from .context import add_project_path, current_context, open_run_here, pipeline_here
-from .encoders import decode, encode
+from .encoders import decode, encode, is_loaded
 from .payloads import output_of, watch_scrapbook
 from .payloads import read_scraps, register_encoders  # noqa: F401 asked for here by other modules
 from .store import Store
 from ..settings import find_project
 
-# %% ../../nbs/pipeline/65_scraps.ipynb #a7e4a114
+# %% ../../nbs/pipeline/65_scraps.ipynb #be8b7cf6
+def _short(text): return text if len(text) <= 80 else text[:77] + "..."
+
 def _line(record, value):
     "One line about a scrap."
-    if record["encoder"] == "artifact": return f"glue: {record['name']!r} = {record['summary']}, kept as {record['digest'][:12]}"
-    text = repr(value)
-    return f"glue: {record['name']!r} = " + (text if len(text) <= 80 else text[:77] + "...")
+    start = f"glue: {record['name']!r} = "
+    if record["encoder"] == "artifact": return f"{start}{record['summary']}, kept as {record['digest'][:12]}"
+    return start + _short(repr(value))
 
 def _head(value):
     "The first rows of a table, as text and as HTML; nothing for other values."
-    frame = sys.modules.get("pandas") and isinstance(value, (sys.modules["pandas"].DataFrame, sys.modules["pandas"].Series))
-    if not frame: return {}
-    table = value.head(3) if value.ndim == 2 else value.head(3).to_frame(value.name if value.name is not None else "values")
-    return {"text/plain": table.to_string(max_cols=8, max_colwidth=30), "text/html": table.to_html(max_cols=8, border=0)}
+    if not is_loaded(value, "pandas", "DataFrame") and not is_loaded(value, "pandas", "Series"): return {}
+    table = value.head(3)
+    if value.ndim == 1: table = table.to_frame("values" if value.name is None else value.name)
+    text = table.to_string(max_cols=8, max_colwidth=30)
+    return {"text/plain": text, "text/html": table.to_html(max_cols=8, border=0)}
 
 def _shown(line, value):
-    import html
     head = _head(value)
     if not head: return {"text/plain": line}
-    return {"text/plain": f"{line}\n{head['text/plain']}", "text/html": f"<pre>{html.escape(line, quote=False)}</pre>{head['text/html']}"}
+    import html
+    marked = f"<pre>{html.escape(line, quote=False)}</pre>"
+    return {"text/plain": f"{line}\n{head['text/plain']}", "text/html": marked + head["text/html"]}
 
-# %% ../../nbs/pipeline/65_scraps.ipynb #18163c19
+# %% ../../nbs/pipeline/65_scraps.ipynb #deb325f9
 def _in_kernel():
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
     return getattr(shell, "kernel", None) is not None
 
 def _check_name(name):
     if isinstance(name, str) and name.isidentifier(): return
-    raise ScrapError("a scrap needs a name that ref() can spell", where="glue", got=repr(name), expected="letters, digits and _, such as 'val_auc'",
-                     cure="glue('name', value)")
+    raise ScrapError("a scrap needs a name that ref() can spell", where="glue", got=repr(name),
+                     expected="letters, digits and _, such as 'val_auc'", cure="glue('name', value)")
 
 def _show_only(name, value):
     "Outside of a run."
     plain = value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))
-    text = repr(value) if plain else type(value).__name__
-    print(f"glue: {name!r} = {text if len(text) <= 80 else text[:77] + '...'} (shown only: not in a run)")
+    print(f"glue: {name!r} = {_short(repr(value)) if plain else type(value).__name__} (shown only: not in a run)")
     if "IPython" in sys.modules and not plain:
         from IPython.display import display
         display(value)
 
-# %% ../../nbs/pipeline/65_scraps.ipynb #117a2c54
+# %% ../../nbs/pipeline/65_scraps.ipynb #cb6f7dbd
 def glue(
     name:str,      # what ref("stage.name") will ask for
     value:object,  # plain values, tables, arrays, models, figures, text, or a Path of a file or folder
 ) -> None:
-    "Give a result of this stage; raises `ScrapError` for what cannot be kept exactly. The same name again: the last one counts."
+    "Give a result of this stage; raises `ScrapError` for what cannot be kept. Of equal names the last one counts."
     _check_name(name)
     context = current_context()
     if context is None: return _show_only(name, value)
     if not _in_kernel():
-        raise ScrapError(f"glue({name!r}, ...) in a process without a notebook would be lost", where=f"stage {context.stage}",
-                         cure="glue in the stage's notebook, after the process has ended")
+        raise ScrapError(f"glue({name!r}, ...) in a process without a notebook would be lost",
+                         where=f"stage {context.stage}", cure="glue in the stage's notebook, after that process ended")
     from IPython.display import display
     record = encode(value, name, Store(context.store))
     data, metadata = output_of(record)
@@ -73,20 +76,22 @@ def glue(
     display(_shown(_line(record, value), value), raw=True)
     return None
 
-# %% ../../nbs/pipeline/65_scraps.ipynb #99f8bdfc
+# %% ../../nbs/pipeline/65_scraps.ipynb #4ccefb65
 def _split(name):
     parts = name.split(".") if isinstance(name, str) else []
     if len(parts) == 2 and all(part.isidentifier() for part in parts): return parts
-    raise ScrapError("this is no reference", where="ref", got=repr(name), expected="'stage.scrap', such as 'prepare.train'",
+    raise ScrapError("this is no reference", where="ref", got=repr(name),
+                     expected="'stage.scrap', such as 'prepare.train'",
                      cure="write the name of the stage, a point, and the name that it glues")
 
 def _in_run(context, name):
     if name in context.refs: return context.refs[name], Store(context.store)
     raise ScrapError(f"ref({name!r}) was not resolved for this run", where=f"stage {context.stage}",
                      expected="one of: " + (", ".join(sorted(context.refs)) or "none, this stage has no refs"),
-                     cure="write the reference as a literal text, ref(\"stage.scrap\"), in a code cell of the notebook: only those are found")
+                     cure="write the reference as a literal text, ref(\"stage.scrap\"), in a code cell: "
+                          "only those are found")
 
-# %% ../../nbs/pipeline/65_scraps.ipynb #22b59f89
+# %% ../../nbs/pipeline/65_scraps.ipynb #56562525
 _told = set()  # (stage, run) that a line was printed for
 
 def _ago(moment):
@@ -109,8 +114,8 @@ def _scrap_of(record, stage, scrap, run):
     found = (record or {}).get("scraps", {})
     if scrap in found: return found[scrap]
     known = "one of: " + ", ".join(f"{stage}.{name}" for name in sorted(found)) if found else ""
-    raise ScrapError(f"run {run} has no scrap '{stage}.{scrap}'", where="ref", expected=known, cure=f"glue({scrap!r}, ...) in {stage}, then "
-                     f"`mlnb run --select {stage}`")
+    raise ScrapError(f"run {run} has no scrap '{stage}.{scrap}'", where="ref", expected=known,
+                     cure=f"glue({scrap!r}, ...) in {stage}, then `mlnb run --select {stage}`")
 
 def _from_open_run(found, name):
     stage, scrap = _split(name)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from ..errors import StoreError
 from ..files import canonical_json, digest, digest_file, disk_error, read_json, write_json
 
-# %% ../../nbs/pipeline/50_store.ipynb #28cb36ae
+# %% ../../nbs/pipeline/50_store.ipynb #133e39d1
 _HEAD = "mlnb folder 1\n"  # sets a folder's manifest apart from a file that happens to hold the same text
 
 def _refuse(path, why, cure):
@@ -26,17 +26,17 @@ def _walk(folder, prefix=""):
     if prefix and not entries: yield prefix, None
     for entry in entries:
         if entry.is_symlink():
-            raise _refuse(entry.path, "a folder with a symbolic link in it", "copy what it points to: cp -rL FOLDER COPY")
+            raise _refuse(entry.path, "a folder with a symbolic link in it", "copy what it points to: cp -rL FROM TO")
         if entry.is_dir(): yield from _walk(entry.path, f"{prefix}{entry.name}/")
         elif entry.is_file(): yield prefix + entry.name, entry.path
         else: raise _refuse(entry.path, "a socket, pipe or device", "leave it out of the folder")
 
 def _executable(path): return bool(os.stat(path).st_mode & 0o111)
 
-# %% ../../nbs/pipeline/50_store.ipynb #09b4b416
+# %% ../../nbs/pipeline/50_store.ipynb #11cf9814
 def list_folder(
     path:Path,  # a folder
-) -> list[tuple[str, str|None]]: # sorted: path below it with forward slashes, absolute path; an empty folder is ("name/", None)
+) -> list[tuple[str, str|None]]: # sorted: path below it with forward slashes, full path; empty folders as ("name/", None)
     "What is in a folder; raises `StoreError` for links, devices and names that are not Unicode."
     found = sorted(_walk(path), key=lambda o: o[0])
     for name, _ in found:
@@ -101,12 +101,12 @@ def measure(
     if not stat.S_ISDIR(found.st_mode): return found.st_size
     return sum(os.lstat(os.path.join(folder, name)).st_size for folder, _, names in os.walk(path) for name in names)
 
-# %% ../../nbs/pipeline/50_store.ipynb #181ac478
+# %% ../../nbs/pipeline/50_store.ipynb #7f132803
 def _explained(error):
     "The same error with the number that a library dropped."
     import errno
-    text = str(error)
-    if error.errno is None and any(s in text for s in ("No space left", "errno = 28", "requested and", "File too large")):
+    text, signs = str(error), ("No space left", "errno = 28", "requested and", "File too large")
+    if error.errno is None and any(sign in text for sign in signs):
         return OSError(errno.ENOSPC, text)
     return error
 
@@ -120,7 +120,7 @@ def _same(path, other):
     "Is `path` there, of the same kind and size as `other`?"
     return path.is_dir() == other.is_dir() and measure(path) == measure(other) >= 0
 
-# %% ../../nbs/pipeline/50_store.ipynb #7693dd85
+# %% ../../nbs/pipeline/50_store.ipynb #32a91379
 class StoredObject(NamedTuple):
     "One entry of the store's listing."
     digest: str   # 64 hexadecimal characters
@@ -168,8 +168,9 @@ class Store:
     ) -> str:                           # the digest
         "Store what `make` writes, without writing it twice; raises `StoreError`."
         with _workplace(self.root) as place:
-            make(place/name); _seal(place/name)
-            return self._commit(place/name, digest_folder(place/name) if (place/name).is_dir() else digest_file(place/name))
+            made = place/name
+            make(made); _seal(made)
+            return self._commit(made, digest_folder(made) if made.is_dir() else digest_file(made))
 
     def _commit(self, made, digest):
         final = self.path_of(digest)

@@ -12,7 +12,7 @@ from ..errors import ScrapError
 from .columns import decode_column, encode_column, pack_array, refuse_column, unpack_array
 from .values import from_plain, to_plain
 
-# %% ../../nbs/pipeline/53_tables.ipynb #186ae6ae
+# %% ../../nbs/pipeline/53_tables.ipynb #c8e83c05
 def _index_spec(index, where):
     "What an index is, and an Arrow array for each of its levels."
     import pandas as pd
@@ -22,7 +22,8 @@ def _index_spec(index, where):
     multi = isinstance(index, pd.MultiIndex)
     levels = [index.get_level_values(i) for i in range(index.nlevels)] if multi else [index]
     parts = [encode_column(level.array, where) for level in levels]
-    spec = {"kind": "multi" if multi else "flat", "names": names, "levels": [spec for _, spec in parts], "freq": _freq(index, where)}
+    specs = [spec for _, spec in parts]
+    spec = {"kind": "multi" if multi else "flat", "names": names, "levels": specs, "freq": _freq(index, where)}
     return spec, [array for array, _ in parts]
 
 def _freq(index, where):
@@ -49,7 +50,8 @@ def _labels_spec(labels):
     plain = type(labels) is pd.Index and labels.dtype == object and labels.names == [None]
     if plain and labels.is_unique and all(type(label) is str for label in labels): return None
     if type(labels) is pd.Index and labels.dtype == object:
-        return {"kind": "values", "names": [to_plain(n) for n in labels.names], "values": to_plain(list(labels), "column labels")}
+        values = to_plain(list(labels), "column labels")
+        return {"kind": "values", "names": [to_plain(n) for n in labels.names], "values": values}
     spec, arrays = _index_spec(labels, "the index of the columns")
     return spec | {"packed": [pack_array(array) for array in arrays]}
 
@@ -59,7 +61,8 @@ def _build_labels(spec, names):
     if spec is None: return pd.Index(names, dtype=object)
     if spec["kind"] == "values":
         values = from_plain(spec["values"])
-        return pd.Index(np.fromiter(values, object, len(values)), dtype=object, name=from_plain(spec["names"][0]), tupleize_cols=False)
+        values = np.fromiter(values, object, len(values))
+        return pd.Index(values, dtype=object, name=from_plain(spec["names"][0]), tupleize_cols=False)
     return _build_index(spec, [unpack_array(text) for text in spec["packed"]])
 
 # %% ../../nbs/pipeline/53_tables.ipynb #13914d67
@@ -76,7 +79,7 @@ def _note(table, index, labels, columns, series):
     return {"format": 1, "rows": len(table), "index": index, "labels": labels, "columns": columns, "series": series,
             "attrs": to_plain(table.attrs, ".attrs")}
 
-# %% ../../nbs/pipeline/53_tables.ipynb #08f44b0c
+# %% ../../nbs/pipeline/53_tables.ipynb #630209e4
 def to_arrow(
     table:object,  # DataFrame or Series
 ) -> object:       # pyarrow Table, with what pandas needs in its metadata
@@ -85,7 +88,8 @@ def to_arrow(
     import pyarrow as pa
     if type(table) not in (pd.DataFrame, pd.Series):
         kind = "Series" if isinstance(table, pd.Series) else "DataFrame"
-        raise ScrapError(f"a {type(table).__name__} would come back as a plain {kind}", where="glue", cure=f"use pd.{kind}(value)")
+        raise ScrapError(f"a {type(table).__name__} would come back as a plain {kind}", where="glue",
+                         cure=f"use pd.{kind}(value)")
     series = to_plain([table.name], "the name of the series") if isinstance(table, pd.Series) else None
     columns = [(f"column {table.name!r}", table.array)] if series else [
         (f"column {label!r}", table.iloc[:, i].array) for i, label in enumerate(table.columns)]
@@ -110,7 +114,8 @@ def from_arrow(
     if note["series"]:
         table = pd.Series(values[0], index=index, name=from_plain(note["series"])[0], dtype=values[0].dtype, copy=False)
     else:
-        table = pd.DataFrame({i: pd.Series(v, index=index, dtype=v.dtype, copy=False) for i, v in enumerate(values)}, index=index)
+        columns = {i: pd.Series(v, index=index, dtype=v.dtype, copy=False) for i, v in enumerate(values)}
+        table = pd.DataFrame(columns, index=index)
         table.columns = _build_labels(note["labels"], arrow.column_names[:n])
     table.attrs = from_plain(note["attrs"])
     return table

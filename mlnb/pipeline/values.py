@@ -68,13 +68,13 @@ def _read_moment(marker, data):
     moment = pandas.Timestamp(numpy.datetime64(data[0], data[1])).as_unit(data[1])
     return moment if data[2] is None else moment.tz_localize("UTC").tz_convert(zone_of(data[2]))
 
-# %% ../../nbs/pipeline/51_values.ipynb #51aa9bf3
+# %% ../../nbs/pipeline/51_values.ipynb #3530278d
 _CURES = {"Path": "glue the file by itself: glue(name, path)", "ndarray": "use .tolist(), or glue the array by itself",
           "DataFrame": "glue the table by itself", "Series": "use .to_dict(), or glue the series by itself",
           "set": "use sorted(value)", "frozenset": "use sorted(value)", "Decimal": "use float(value) or str(value)",
           "Secret": "leave it out: a secret is never written down", "bytes": "glue the bytes by themselves",
-          "datetime64": "use pd.Timestamp(value)", "timedelta64": "use pd.Timedelta(value)", "Tensor": "use value.numpy()",
-          "EagerTensor": "use value.numpy()", "complex": "use [value.real, value.imag]"}
+          "datetime64": "use pd.Timestamp(value)", "timedelta64": "use pd.Timedelta(value)",
+          "Tensor": "use value.numpy()", "EagerTensor": "use value.numpy()", "complex": "use [value.real, value.imag]"}
 
 def _refuse(value, path):
     kind = type(value)
@@ -82,12 +82,14 @@ def _refuse(value, path):
     if hasattr(value, "_asdict"): cure = "use value._asdict()"
     if any(k.__module__ == "enum" for k in kind.__mro__): cure = "use .value"
     return ScrapError(f"{path} is a {kind.__module__}.{kind.__name__}, which has no exact form in JSON",
-                      expected="None, bool, int, float, str, list, tuple, dict, date, datetime, time, timedelta", cure=cure)
+                      expected="None, bool, int, float, str, list, tuple, dict, date, datetime, time, timedelta",
+                      cure=cure)
 
 def _scalar(value, path):
     "A numpy scalar as a Python one, a moment as a marker."
     kind = type(value)
-    if kind.__module__ == "numpy" and any(k.__name__ == "generic" for k in kind.__mro__) and value.dtype.kind in "biufU":
+    scalar = kind.__module__ == "numpy" and any(k.__name__ == "generic" for k in kind.__mro__)
+    if scalar and value.dtype.kind in "biufU":
         plain = value.item()
         if type(plain) in (bool, int, float, str): return to_plain(plain, path)
     try: marker = _moment(value)
@@ -95,7 +97,7 @@ def _scalar(value, path):
         raise ScrapError(f"{path} cannot be kept exactly: {e}", cure="convert it to UTC") from e
     if marker is None: raise _refuse(value, path)
     if from_plain(marker) != value or getattr(from_plain(marker), "fold", 0) != getattr(value, "fold", 0):
-        raise ScrapError(f"{path} is a moment that its time zone does not have", got=repr(value), cure="convert it to UTC")
+        raise ScrapError(f"{path} is a moment that its zone does not have", got=repr(value), cure="convert it to UTC")
     return marker
 
 def _dict(value, path):
