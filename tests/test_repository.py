@@ -312,6 +312,15 @@ def test_an_unfit_python_is_one_line(copy, python):
     assert "needs Python 3.11 or 3.12" in done.stderr and "apt install" in done.stderr
 
 
+def test_half_a_virtual_environment_is_not_installed_into(copy):
+    """Without pyvenv.cfg .venv/bin/python is the machine's own Python, and must be left alone."""
+    (copy/".venv/bin").mkdir(parents=True)
+    (copy/".venv/bin/python").symlink_to(os.path.realpath(sys.executable))
+    done = call("make", "install", "PYTHON=false", cwd=copy)
+    assert done.returncode != 0 and "needs Python 3.11 or 3.12" in done.stderr
+    assert "installing" not in done.stderr
+
+
 def test_hooks_call_what_is_installed():
     """Each hook of pre-commit-config.yaml runs a program that constraints.txt brings."""
     import yaml
