@@ -36,17 +36,18 @@ def shown_cells(
     notebook["cells"] = cells
     return notebook
 
-# %% ../nbs/95_readme.ipynb #d6c7f851
-_CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
-_LINK = re.compile(r"(!?\[[^\]]*\]\()(?![a-z]+:|#|/)([^)\s#]+)")
+# %% ../nbs/95_readme.ipynb #4310435f
+_LINK = re.compile(r"```.*?```"                                                            # code, left alone
+                   r"|(!?\[(?:`[^`]*`|[^\]`])*\]\()(?![a-z]+:|#|/)([^)\s#]+)"              # [text](target
+                   r"|`[^`\n]*`", re.DOTALL)
 
 def _relinked(text, start, to, suffix=".ipynb"):
     "Markdown whose relative links, written for the folder `start`, work from the folder `to`."
     def moved(match):
+        if not match[1]: return match[0]
         target = os.path.relpath(start/match[2], to).replace(os.sep, "/")
         return match[1] + re.sub(r"\.ipynb$", suffix, target)
-    parts = _CODE.split(text)
-    return "".join(part if i % 2 else _LINK.sub(moved, part) for i, part in enumerate(parts))
+    return _LINK.sub(moved, text)
 
 # %% ../nbs/95_readme.ipynb #964f5296
 _NOTICE = "<!-- Made from {} by `make readme`: edit that notebook, not this file. -->\n\n"
