@@ -81,6 +81,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlnb/evaluation/gates.py'),
                                        'mlnb.evaluation.gates._bounds': ('evaluation/gates.html#_bounds', 'mlnb/evaluation/gates.py'),
                                        'mlnb.evaluation.gates._check': ('evaluation/gates.html#_check', 'mlnb/evaluation/gates.py'),
+                                       'mlnb.evaluation.gates._few': ('evaluation/gates.html#_few', 'mlnb/evaluation/gates.py'),
                                        'mlnb.evaluation.gates._first_checks': ( 'evaluation/gates.html#_first_checks',
                                                                                 'mlnb/evaluation/gates.py'),
                                        'mlnb.evaluation.gates._json': ('evaluation/gates.html#_json', 'mlnb/evaluation/gates.py'),
