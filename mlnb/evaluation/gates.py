@@ -69,7 +69,7 @@ class Check(NamedTuple):
     passed: bool
     text: str      # one line for a person
 
-# %% ../../nbs/evaluation/20_gates.ipynb #1cb1b509
+# %% ../../nbs/evaluation/20_gates.ipynb #e50b0399
 def _json(value):
     if isinstance(value, float): return value if math.isfinite(value) else None
     return value
@@ -78,7 +78,11 @@ def _show(value): return "not defined" if value is None or not math.isfinite(val
 
 _MARK = {True: "held", False: "FAILED"}
 
-# %% ../../nbs/evaluation/20_gates.ipynb #7c9d7c13
+def _few(lines, most=4):
+    "The first lines and how many more there are: sixty tiny slices are one finding, not sixty."
+    return list(lines) if len(lines) <= most + 1 else [*lines[:most], f"and {len(lines) - most} more"]
+
+# %% ../../nbs/evaluation/20_gates.ipynb #c80ff648
 class Verdict:
     "Blessed or not, and why; displays as a table."
     def __init__(
@@ -111,7 +115,7 @@ class Verdict:
 
     def __repr__(self) -> str:
         word = "blessed" if self.blessed else "NOT blessed"
-        lines = [f"  {check.text}" for check in self.failures] + [f"  not judged: {line}" for line in self.skipped]
+        lines = [f"  {check.text}" for check in self.failures] + [f"  not judged: {line}" for line in _few(self.skipped)]
         return "\n".join([f"{word}: {len(self.failures)} of {len(self.checks)} checks failed", *lines])
 
     def _repr_html_(self) -> str:
@@ -122,7 +126,7 @@ class Verdict:
             (_MARK[c.passed], c.what, c.where, _show(c.value), _show(c.limit), _show(c.by))) + "</tr>" for c in shown]
         heads = ("", "what", "where", "value", "limit", "margin")
         names = "".join(f'<th style="{style}">{name}</th>' for name in heads)
-        skipped = "".join(f"<p>not judged: {escape(line)}</p>" for line in self.skipped)
+        skipped = "".join(f"<p>not judged: {escape(line)}</p>" for line in _few(self.skipped))
         word = "Blessed" if self.blessed else "Not blessed"
         return (f'<div style="overflow-x:auto"><p><strong>{word}</strong>, {self.examples:,} test rows, '
                 f'{len(self.failures)} of {len(self.checks)} checks failed</p>'
@@ -135,7 +139,7 @@ DEFAULT_SLICE_THRESHOLDS = {"binary": {"auc": "high >= overall - 0.15"},
                             "multiclass": {"sparse_categorical_accuracy": "high >= overall - 0.25"},
                             "regression": {"mean_absolute_error": "low <= overall * 2.5"}}
 
-# %% ../../nbs/evaluation/20_gates.ipynb #d9fa6727
+# %% ../../nbs/evaluation/20_gates.ipynb #d70cfee0
 def _one_label(metrics, key):
     "Does this slice hold one class only? (TFMA's mean label says so.)"
     mean = metrics[(metrics.key == key) & (metrics.metric == "mean_label")].value
@@ -172,7 +176,7 @@ def _slice_checks(metrics, thresholds, skipped):
         row = _overall(metrics, metric)
         overall = float("nan") if row is None else float(row.value)
         for row in metrics[(metrics.metric == metric) & (metrics.by != "Overall")].itertuples():
-            if row.small: skipped.append(f"{metric} in {row.slice}: {row.examples} rows are too few")
+            if row.small: skipped.append(f"{metric} in {row.slice}: too few rows ({row.examples})")
             elif math.isnan(row.value) and _one_label(metrics, row.key):
                 skipped.append(f"{metric} in {row.slice}: all {row.examples} rows have the same label")
             elif math.isfinite(row.value) and any(math.isnan(getattr(row, bound.part)) for bound in bounds):

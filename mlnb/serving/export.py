@@ -18,7 +18,7 @@ from ..errors import ServingError
 from ..evaluation.slices import import_quietly, quiet
 from ..files import disk_error, write_json
 
-# %% ../../nbs/serving/10_export.ipynb #89985660
+# %% ../../nbs/serving/10_export.ipynb #c58910d0
 def _inputs(model):
     "Input name -> (dtype, shape of one row)."
     given = getattr(model, "input", None)
@@ -48,7 +48,9 @@ def _arrays(examples, kinds):
     arrays = {}
     for name, (dtype, shape) in kinds.items():
         array = np.asarray(examples[name])
-        array = _texts(array) if dtype == "string" else array.astype(dtype)
+        try: array = _texts(array) if dtype == "string" else array.astype(dtype)
+        except (TypeError, ValueError) as e:
+            raise ServingError(f"input '{name}' has values that are no {dtype}", got=str(e)) from e
         arrays[name] = array.reshape(-1, *shape)
     sizes = {len(array) for array in arrays.values()}
     if len(sizes) != 1 or not max(sizes):
