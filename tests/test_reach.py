@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlnb.pipeline import finder
 from mlnb.pipeline.cache import Cache, stamp
 from mlnb.pipeline.finder import Modules, open_modules
 from mlnb.pipeline.reach import reach_texts, reached
@@ -605,7 +606,7 @@ def test_cached_records_give_the_same_reach_and_follow_edits(tree, monkeypatch):
     code = ["import m\nm.f()"]
     first = open_modules(tree.root, tree.root / "runs")
     before = reached(first, code)
-    first.cache.save()
+    first.save()
     again = open_modules(tree.root, tree.root / "runs")
     monkeypatch.setattr(Modules, "_analyse", lambda self, name: pytest.fail(f"{name} was read again"))
     assert reached(again, code) == before
@@ -613,6 +614,50 @@ def test_cached_records_give_the_same_reach_and_follow_edits(tree, monkeypatch):
     tree.write({"tools/text.py": "def clean(x): return strip(x)\ndef strip(x): return -x\ndef other(): pass"})
     changed = reached(open_modules(tree.root, tree.root / "runs"), code)
     assert {k for k in before.definitions if before.definitions[k] != changed.definitions[k]} == {"tools.text:strip"}
+
+
+EDITS = [
+    ("m.py", "from tools import load\ndef f(): return load('a') + 1\n"),
+    ("m.py", "import importlib\ndef f(): return importlib.import_module(f'plugins.{x}')\n"),
+    ("tools.py", "def load(x): return x\n"),
+    ("tools.py", "def load(x): return other(x)\ndef other(x): return x\n"),
+    ("plugins/__init__.py", ""),
+    ("plugins/a.py", "def p(): return 1\n"),
+    ("plugins/b.py", "def p(): return 22\n"),
+    ("yaml.py", "print(333)\n"),
+    ("yaml/__init__.py", "print(4444)\n"),
+    ("tools.py", None),
+    ("plugins/a.py", None),
+    ("yaml.py", None),
+]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.sampled_from(EDITS), min_size=1, max_size=8))
+def test_a_kept_reach_is_the_one_that_would_be_worked_out(tmp_path_factory, edits):
+    tree = Tree(tmp_path_factory.mktemp("k"))
+    code = ["import m, yaml", "m.f()"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finder, "is_settled", lambda state: True)
+        for name, text in edits:
+            if text is None:
+                (tree.root / name).unlink(missing_ok=True)
+            else:
+                tree.write({name: text})
+            for _ in range(2):
+                modules = open_modules(tree.root, tree.root / "runs" / "cache")
+                assert reached(modules, code) == tree.reach(*code)
+                modules.save()
+
+
+def test_a_kept_reach_reads_no_module_records(tree, monkeypatch):
+    monkeypatch.setattr(finder, "is_settled", lambda state: True)
+    first = open_modules(tree.write(CHAIN).root, tree.root / "runs")
+    before = reached(first, ["import m\nm.f()"])
+    first.save()
+    again = open_modules(tree.root, tree.root / "runs")
+    assert reached(again, ["import m\nm.f()"]) == before
+    assert again.cache.entries_or_none is None and not again.records
 
 
 def test_only_reached_modules_are_read(tree, monkeypatch):
@@ -630,7 +675,7 @@ def test_damaged_cache_is_made_again(tree, damage):
     (tree.root / "runs" / "modules.json").write_bytes(damage)
     modules = open_modules(tree.root, tree.root / "runs")
     assert reached(modules, ["import m\nm.f()"]) == tree.reach("import m\nm.f()")
-    modules.cache.save()
+    modules.save()
     assert json.loads((tree.root / "runs" / "modules.json").read_text())["format"] == 1
 
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CELL_BREAK', 'Measures', 'open_measures', 'parts_of', 'fingerprint', 'texts_of']
 
-# %% ../../nbs/pipeline/45_fingerprint.ipynb #fee0bf41
+# %% ../../nbs/pipeline/45_fingerprint.ipynb #250cc686
 import sys
 from typing import NamedTuple
 from ..files import canonical_json, digest
-from .finder import Modules, open_modules
+from .finder import KeptModules, open_modules
 from .packages import Packages, open_packages
 from .parameters import Secret, to_json
 from .reach import Reach, reach_texts, reached
@@ -17,16 +17,16 @@ from .sources import FileDigests, digest_source, open_digests, resolve_source
 from .stage import Stage
 from ..settings import Project
 
-# %% ../../nbs/pipeline/45_fingerprint.ipynb #74a35a51
+# %% ../../nbs/pipeline/45_fingerprint.ipynb #7be0b1fd
 class Measures(NamedTuple):
     "What a command needs to take fingerprints."
-    modules: Modules
+    modules: KeptModules
     packages: Packages
     files: FileDigests
 
     def save(self) -> None:
         "Keep what was measured for the next command."
-        for cache in (self.modules.cache, self.packages.cache, self.files.cache): cache.save()
+        for kept in (self.modules, self.packages.cache, self.files.cache): kept.save()
 
 def open_measures(
     project:Project,  # whose stages are measured

@@ -5,104 +5,104 @@
 # %% auto #0
 __all__ = ['Packages', 'open_packages']
 
-# %% ../../nbs/pipeline/42_packages.ipynb #d307b57a
-import os, sys
+# %% ../../nbs/pipeline/42_packages.ipynb #fb075b5f
+import json, os, sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from ..files import digest
-from .cache import Cache
+from ..files import digest, digest_file
+from .cache import Cache, is_settled, made_by, stamp
 
-# %% ../../nbs/pipeline/42_packages.ipynb #0551f18e
+# %% ../../nbs/pipeline/42_packages.ipynb #b4a4319a
 def _folder_state(folder):
-    "What must be equal for the installed distributions of a folder to be the same."
+    "What must be equal for the installed distributions of a folder to be the same; None where there are none."
     if os.path.basename(folder) in ("site-packages", "dist-packages"):
         s = os.stat(folder)
         return [folder, s.st_mtime_ns, s.st_ino]
-    return [folder, *sorted(n for n in os.listdir(folder) if n.endswith((".dist-info", ".egg-info")))]
+    installed = sorted(n for n in os.listdir(folder) if n.endswith((".dist-info", ".egg-info")))
+    return [folder, *installed] if installed else None
 
 def _state(folders):
     "The same for all folders, and whether the last change is at least two seconds ago."
     import time
     found = []
     for folder in folders:
-        with suppress(OSError): found.append(_folder_state(folder))
+        with suppress(OSError): found += filter(None, [_folder_state(folder)])
     times = [s[1] for s in found if len(s) == 3 and isinstance(s[1], int)]
     return found, all(time.time_ns() - t >= 2_000_000_000 for t in times)
 
-# %% ../../nbs/pipeline/42_packages.ipynb #0da9d2f2
+# %% ../../nbs/pipeline/42_packages.ipynb #82c5b275
 def _installed(folders):
-    "Distributions with versions by top-level name; of a distribution that is found twice the first copy counts."
+    "Distributions with versions by top-level name, and those installed in place by their folder."
     from importlib.metadata import distributions, packages_distributions
-    versions = {}
+    versions, places = {}, {}
     for d in distributions(path=folders):
-        if name := d.metadata["Name"]: versions.setdefault(name, d.version)
-    return {name: {o: versions[o] for o in sorted(set(owners)) if o in versions}
-            for name, owners in packages_distributions().items()}
+        if not (name := d.metadata["Name"]) or name in versions: continue     # of two copies the first is imported
+        versions[name] = d.version
+        record = json.loads(d.read_text("direct_url.json") or "{}")
+        if record.get("dir_info", {}).get("editable"): places[record["url"].removeprefix("file://")] = {name: d.version}
+    owned = {name: {o: versions[o] for o in sorted(set(owners)) if o in versions}
+             for name, owners in packages_distributions().items()}
+    return {"names": owned, "places": places}
 
-# %% ../../nbs/pipeline/42_packages.ipynb #81178a06
-def _editable(origin):
-    "Name and version of the distribution that was installed in place from a folder above this file."
-    import json
-    from importlib.metadata import distributions
-    for d in distributions():
-        text = d.read_text("direct_url.json")
-        if not text or not (record := json.loads(text)).get("dir_info", {}).get("editable"): continue
-        folder = record["url"].removeprefix("file://")
-        if origin.startswith(folder.rstrip("/") + "/"): return {d.metadata["Name"]: d.version}
-    return None
+# %% ../../nbs/pipeline/42_packages.ipynb #373f427e
+def _code_files(origin, folders):
+    "Files of a module: its own, or all code in its folders, with their names."
+    if not folders: return [(os.path.basename(origin), origin)]
+    return sorted((os.path.relpath(os.path.join(place, f), folder), os.path.join(place, f)) for folder in folders
+                  for place, _, files in os.walk(folder) for f in files if f.endswith((".py", ".so")))
 
-def _content(folder):
-    "Digest of the Python files in a folder."
-    lines = []
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        lines += [f"{os.path.relpath(os.path.join(place, f), folder)} {digest(Path(place, f).read_bytes())}"
-                  for f in sorted(files) if f.endswith((".py", ".so"))]
-    return digest("\n".join(lines))
-
-def _located(name):
-    "The version of a module by the place where it is found."
-    from importlib.util import find_spec
-    try: spec = find_spec(name)
-    except (ImportError, ValueError, AttributeError): spec = None
-    if spec is None: return {name: "missing"}
-    folders = list(spec.submodule_search_locations or ())
-    origin = spec.origin if spec.origin and os.path.isfile(spec.origin) else folders[0] if folders else ""
-    if not origin: return {name: "built in"}
-    if found := _editable(origin): return found
-    return {name: f"sha256 {(_content(folders[0]) if folders else digest(Path(origin).read_bytes()))[:16]}"}
-
-# %% ../../nbs/pipeline/42_packages.ipynb #3777ce0a
+# %% ../../nbs/pipeline/42_packages.ipynb #d313f70d
 class Packages:
     "Installed distributions by the names that code imports."
     def __init__(
         self,
         cache:Cache|None=None,  # answers of earlier commands; None: none, and nothing is kept
     ):
-        self.cache, self.table = cache or Cache(None, ""), None
+        self.cache, self.table, self.places = cache or Cache(None, ""), None, {}
         self.folders = [os.path.realpath(p) for p in sys.path if p and os.path.isdir(p)]
 
-    def _lookup(self):
+    def _look_up(self):
         state, settled = _state(self.folders)
-        table = self.cache.get("installed", state)
-        if table is None:
-            table = _installed(self.folders)
-            if settled: self.cache.put("installed", state, table)
-        return dict(table)
+        found = self.cache.get("installed", state)
+        if found is None:
+            found = _installed(self.folders)
+            if settled: self.cache.put("installed", state, found)
+        self.table, self.places = dict(found["names"]), found["places"]
+
+    def _digest(self, path):
+        state = stamp(path)
+        found = self.cache.get(path, state)
+        if found is None:
+            settled, found = is_settled(state), digest_file(path)
+            if settled: self.cache.put(path, state, found)
+        return found
+
+    def _locate(self, name):
+        "The version of a module by the place where it is found."
+        from importlib.util import find_spec
+        try: spec = find_spec(name)
+        except (ImportError, ValueError, AttributeError): spec = None
+        if spec is None: return {name: "missing"}
+        folders = list(spec.submodule_search_locations or ())
+        origin = spec.origin if spec.origin and os.path.isfile(spec.origin) else folders[0] if folders else ""
+        for place, found in self.places.items():
+            if origin.startswith(place.rstrip("/") + "/"): return found
+        lines = [f"{file} {self._digest(path)}" for file, path in _code_files(origin, folders)] if origin else []
+        return {name: f"sha256 {digest(chr(10).join(lines))[:16]}"}
 
     def versions(self, names:Iterable[str]) -> dict[str, str]:
         "Version by distribution for imported top-level names; a name that cannot be imported is `missing`."
-        if self.table is None: self.table = self._lookup()
+        if self.table is None: self._look_up()
         found = {}
         for name in names:
-            if name not in self.table: self.table[name] = _located(name)
+            if name not in self.table: self.table[name] = self._locate(name)
             found |= self.table[name]
         return dict(sorted(found.items()))
 
-# %% ../../nbs/pipeline/42_packages.ipynb #656eed4e
+# %% ../../nbs/pipeline/42_packages.ipynb #9acae0e2
 def open_packages(
     caches:Path|None=None,  # folder for the cache, such as runs/cache; None: nothing is kept
 ) -> Packages:
     "The distributions of this environment; `packages.cache.save()` keeps the answers for the next command."
-    return Packages(Cache(caches/"packages.json" if caches else None, f"packages 1, {sys.prefix}"))
+    return Packages(Cache(caches/"packages.json" if caches else None, f"{made_by('packages')} {sys.prefix}"))

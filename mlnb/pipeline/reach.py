@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Reach', 'reached', 'reach_texts']
 
-# %% ../../nbs/pipeline/40_reach.ipynb #9d4c6a07
+# %% ../../nbs/pipeline/40_reach.ipynb #e7fd5d5b
 from collections.abc import Iterable
 from typing import NamedTuple
 from ..files import digest
-from .finder import Modules
+from .finder import KeptModules
 
 # %% ../../nbs/pipeline/40_reach.ipynb #de30f97b
 _HARNESS = ("mlnb.pipeline", "mlnb.tracking", "mlnb.errors", "mlnb.settings", "mlnb.files", "mlnb.cli")
@@ -72,7 +72,7 @@ class _Graph:
         module, _, names = text.partition(":")
         return self.follow(module, (*filter(None, names.split(".")), *taken), seen)
 
-# %% ../../nbs/pipeline/40_reach.ipynb #b07895bf
+# %% ../../nbs/pipeline/40_reach.ipynb #ea600ae3
 class _References(_Graph):
     "Nodes that references lead to."
     def refer(self, module, ref):
@@ -107,6 +107,12 @@ class _References(_Graph):
                 if other.hook or self.is_special(home, other, seen | {(module, base)}): return True
         return False
 
+    def counting(self, nodes):
+        "The nodes without repetition and without the harness."
+        found = dict.fromkeys(nodes)
+        if not self.modules.find("mlnb"): return list(found)
+        return [n for n in found if n[0] in ("package", "loaded", "docs") or not _is_harness(n[1])]
+
     def edges(self, node):
         "Nodes that count when this one does."
         if node[0] in ("package", "loaded", "docs"): return []
@@ -124,20 +130,18 @@ class _References(_Graph):
         return [("import", module), *(("unit", module, k) for k in units if k != "(body)"), *exported,
                 *(n for name in record["names"] for n in self.resolve(module, name))]
 
-# %% ../../nbs/pipeline/40_reach.ipynb #0a5ac64f
-def _is_new(node, seen): return node not in seen and (node[0] in ("package", "loaded", "docs") or not _is_harness(node[1]))
-
+# %% ../../nbs/pipeline/40_reach.ipynb #611113a8
 def _walk(graph, nodes, seen, order):
     "Put all nodes that can be reached into `seen`, and the executed modules into `order`."
-    memo, stack = graph.modules.edges, [(n, False) for n in reversed(nodes)]
+    memo, stack = graph.modules.edges, [(n, False) for n in reversed(graph.counting(nodes))]
     while stack:
         node, finished = stack.pop()
         if finished: order.append(node[1])
-        elif _is_new(node, seen):
+        elif node not in seen:
             seen[node] = None
-            if node not in memo: memo[node] = list(dict.fromkeys(graph.edges(node)))
+            if node not in memo: memo[node] = graph.counting(graph.edges(node))
             if node[0] == "import": stack.append((node, True))
-            stack += [(n, False) for n in reversed(memo[node]) if _is_new(n, seen)]
+            stack += [(n, False) for n in reversed(memo[node]) if n not in seen]
 
 def _undecided_modules(seen):
     "Imported modules that count whole because of other nodes, once those are known."
@@ -172,13 +176,10 @@ def _definitions(modules, seen, whole):
         if doc and (docs or record["reads_docs"]): found[f"{module}:{key} docstrings"] = doc
     return dict(sorted(found.items()))
 
-# %% ../../nbs/pipeline/40_reach.ipynb #8c192695
-def reached(
-    modules:Modules,      # the project's modules
-    code:Iterable[str],   # the stage's code cells
-) -> Reach:
-    "Follow a stage's code to all the project code its result can depend on."
-    stage = modules.stage_record(code)
+# %% ../../nbs/pipeline/40_reach.ipynb #031847b9
+def _reached(modules, cells):
+    "The reach of a stage's code, worked out."
+    stage = modules.stage_record(cells)
     graph, seen, order = _References(modules, stage), {}, []
     _walk(graph, graph.refer_all("", stage["units"]["(body)"]), seen, order)
     while more := list(_undecided_modules(seen)): _walk(graph, more, seen, order)
@@ -189,10 +190,25 @@ def reached(
     if lines: found["(import order)"] = digest(lines)
     return Reach(found, frozenset(n[1] for n in seen if n[0] == "package"), dict(sorted(whole.items())), lines)
 
+# %% ../../nbs/pipeline/40_reach.ipynb #b8941520
+def reached(
+    modules:KeptModules,  # the project's modules
+    code:Iterable[str],   # the stage's code cells
+) -> Reach:
+    "Follow a stage's code to all the project code its result can depend on."
+    cells = list(code)
+    key = "reach " + digest("\n# %%\n".join(cells))
+    kept = modules.kept(key)
+    if kept is None:
+        found = _reached(modules, cells)
+        kept = [found.definitions, sorted(found.packages), found.undecided, found.order]
+        modules.keep(key, kept)
+    return Reach(kept[0], frozenset(kept[1]), *kept[2:])
+
 def reach_texts(
-    modules:Modules,  # the modules it was made from
-    reach:Reach,      # as returned by `reached`
-) -> dict[str, str]:  # text of every definition by digest, as far as the files are unchanged
+    modules:KeptModules,  # the modules it was made from
+    reach:Reach,          # as returned by `reached`
+) -> dict[str, str]:      # text of every definition by digest, as far as the files are unchanged
     "The texts behind the digests, for the day when somebody asks what changed."
     wanted, texts = set(reach.definitions.values()), {digest(reach.order): reach.order}
     for module in {key.partition(":")[0] for key in reach.definitions if ":" in key}: texts |= modules.texts(module)

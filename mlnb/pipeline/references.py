@@ -289,13 +289,13 @@ class _Code(_Scopes):
         else: self.read(node.func)
         self.read_all(rest)
 
-# %% ../../nbs/pipeline/37_references.ipynb #57fbe454
+# %% ../../nbs/pipeline/37_references.ipynb #bee1784a
 def references(
     nodes:Iterable[ast.AST],  # statements or expressions
     home:Home,                # the module they stand in
     main:bool=False,          # is it a stage's own code?
 ) -> list[str]:               # references in order of appearance, each once
-    "What a piece of code refers to outside of itself, in the form of the table above."
+    "What a piece of code refers to outside of itself, in the form of `35_records`."
     reader = _Code(home, main)
     reader.read_all(nodes)
     return list(reader.refs)

@@ -83,7 +83,7 @@ def resolve_source(
     if not found: raise ProjectError("a source matches no file", where=where, got=text, cure="correct the pattern in source(...)")
     return SourceFiles(text, "pattern", path, _named(found, root))
 
-# %% ../../nbs/pipeline/43_sources.ipynb #44affee6
+# %% ../../nbs/pipeline/43_sources.ipynb #1d2e705a
 class FileDigests:
     "Digests of files, made at most once per state of a file."
     def __init__(
@@ -111,7 +111,7 @@ def open_digests(
     caches:Path|None=None,  # folder for the cache, such as runs/cache; None: nothing is kept
 ) -> FileDigests:
     "Digests of files; `digests.cache.save()` keeps them for the next command."
-    return FileDigests(Cache(caches/"files.json" if caches else None, "files 1"))
+    return FileDigests(Cache(caches/"files.json" if caches else None, "SHA-256 by stamp"))
 
 # %% ../../nbs/pipeline/43_sources.ipynb #18fe85aa
 _EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"),
