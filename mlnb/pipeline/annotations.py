@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Kind', 'read_range', 'find_range', 'with_bounds', 'read_annotation', 'describe', 'fit']
 
-# %% ../../nbs/pipeline/12_annotations.ipynb #0fab70bb
+# %% ../../nbs/pipeline/12_annotations.ipynb #1f84ae57
 import re
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from .notebook import parse_python
 from ..settings import parse_duration
 
@@ -271,11 +271,11 @@ _FITTERS = {"int": _int, "float": _float, "number": _any_number, "bool": _bool, 
             "tuple": _tuple, "dict": _dict, "union": _first_fit, "secret": lambda kind, value: _no("it is a secret")}
 _HOLDS = {">": lambda a, b: a > b, ">=": lambda a, b: a >= b, "<": lambda a, b: a < b, "<=": lambda a, b: a <= b}
 
-# %% ../../nbs/pipeline/12_annotations.ipynb #68802c4b
+# %% ../../nbs/pipeline/12_annotations.ipynb #8f258984
 def fit(
     kind:Kind,     # what is accepted
-    value:object,  # a text from a command line, a value from a file, a Python object; NumPy's scalars are numbers
-) -> object:       # the value as the kind's own type
+    value:Any,     # a text from a command line, a value from a file, a Python object; NumPy's scalars are numbers
+) -> Any:          # the value as the kind's own type
     "Make a value fit a kind; raises `ValueError`, with a reason where \"wrong type\" would not explain it."
     if type(value).__module__ == "numpy" and getattr(value, "shape", 0) == (): value = value.item()
     try: value = _FITTERS[kind.name](kind, value)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['assign', 'missing_secrets', 'secret_values', 'mask']
 
-# %% ../../nbs/pipeline/22_assign.ipynb #b4a2b82e
+# %% ../../nbs/pipeline/22_assign.ipynb #b080d6b1
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from ..errors import ParameterError
 from .notebook import Problem
@@ -110,10 +111,10 @@ def _not_given(stage, parameter):
     return ParameterError(f"parameter '{parameter.name}' has no default and no value", where=stage.path.name,
                           expected=parameter.comment, cure=f"-p {stage.name}.{parameter.name}=...")
 
-# %% ../../nbs/pipeline/22_assign.ipynb #e035be25
+# %% ../../nbs/pipeline/22_assign.ipynb #a55b5de3
 def missing_secrets(
     stages:dict[str, Stage],         # the stages that are to run
-    environment:dict|None=None,      # None: the process's own
+    environment:Mapping[str, str]|None=None,  # None: the process's own
 ) -> list[Problem]:                  # one for each variable that a stage wants and nobody set
     "Which secrets have no value; an empty variable counts as none."
     environment = os.environ if environment is None else environment
@@ -123,7 +124,7 @@ def missing_secrets(
 
 def secret_values(
     stages:dict[str, Stage],     # the stages whose secrets are meant
-    environment:dict|None=None,  # None: the process's own
+    environment:Mapping[str, str]|None=None,  # None: the process's own
 ) -> tuple[str, ...]:            # the values, longest first
     "The values that must not appear in anything that is written; those of under four characters are left out."
     environment = os.environ if environment is None else environment

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Ref', 'Source', 'Calls', 'find_calls']
 
-# %% ../../nbs/pipeline/19_calls.ipynb #4d71b7ba
-from typing import NamedTuple
+# %% ../../nbs/pipeline/19_calls.ipynb #7c8c5723
+from typing import Any, NamedTuple
 from .directives import is_stage_name
 from .notebook import Problem
 
@@ -123,16 +123,16 @@ class _Found:
         if name is None: self.computed = True
         else: self.glues[name] = None
 
-# %% ../../nbs/pipeline/19_calls.ipynb #37acadef
+# %% ../../nbs/pipeline/19_calls.ipynb #f6cae65f
 def find_calls(
-    trees:list[tuple[int, object]],  # (cell index, `ast.Module`) of every code cell
+    trees:list[tuple[int, Any]],     # (cell index, `ast.Module`) of every code cell
     parameters:tuple[str, ...]=(),   # names of the notebook's parameters
 ) -> Calls:                          # in the order of cells and lines; the problems name no notebook yet
     "Find every `ref`, `glue` and `source` in a notebook, wherever in the code it stands."
     import ast
-    trees = [(cell, list(ast.walk(tree))) for cell, tree in trees]
-    functions, modules = _names(trees); found = _Found(parameters)
-    for cell, nodes in trees:
+    walked: list[tuple[int, list[Any]]] = [(cell, list(ast.walk(tree))) for cell, tree in trees]
+    functions, modules = _names(walked); found = _Found(parameters)
+    for cell, nodes in walked:
         called = {id(n.func) for n in nodes if type(n) is ast.Call}
         for node in nodes:
             word = _word(node.func if type(node) is ast.Call else node, functions, modules)
@@ -143,5 +143,5 @@ def find_calls(
                 found.say(cell, node, f"computed-{word}", f"{word} is used as a value, so what it reads is unknown",
                           f"call it with a literal: {word}(...)")
     place = lambda o: (o.cell, o.line)
-    refs, sources = (tuple(sorted((o for o in found.items if type(o) is t), key=place)) for t in (Ref, Source))
-    return Calls(refs, sources, tuple(found.glues), found.computed, tuple(sorted(found.problems, key=place)))
+    of = lambda kind: tuple(sorted((o for o in found.items if type(o) is kind), key=place))
+    return Calls(of(Ref), of(Source), tuple(found.glues), found.computed, tuple(sorted(found.problems, key=place)))

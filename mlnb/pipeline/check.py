@@ -149,13 +149,13 @@ def _entry(problem):
 
 def _count(number, noun): return f"{number} {noun}{'' if number == 1 else 's'}"
 
-# %% ../../nbs/pipeline/35_check.ipynb #4c944b38
+# %% ../../nbs/pipeline/35_check.ipynb #7e940065
 def problems_text(
     problems:list[Problem],  # as `check` returns them
 ) -> str:                    # lines of at most 80 columns, as far as words allow
     "Problems for a person, by notebook, with a count at the end."
     if not problems: return "no problems"
-    lines, last = [], None
+    lines: list[str] = []; last = None
     for p in problems:
         if p.notebook != last: lines += ([""] if lines else []) + [p.notebook or "pipeline"]
         lines += _entry(p); last = p.notebook

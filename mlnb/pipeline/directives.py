@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Place', 'Directives', 'is_stage_name', 'read_directives']
 
-# %% ../../nbs/pipeline/18_directives.ipynb #7e5a13dd
+# %% ../../nbs/pipeline/18_directives.ipynb #f1b6d8e8
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 from .notebook import Cell, Problem
 from ..settings import parse_duration, parse_size
 
@@ -110,12 +111,12 @@ def _read_line(word, text, merged):
     if twice: raise ValueError(f"one {word} directive; this is the second" if word != "resources" else f"{twice} once")
     return fields
 
-# %% ../../nbs/pipeline/18_directives.ipynb #1c3da451
+# %% ../../nbs/pipeline/18_directives.ipynb #44fe7c1d
 def read_directives(
-    cells:list[Cell],  # all cells of a notebook; every code cell may hold some
+    cells:Sequence[Cell],  # all cells of a notebook; every code cell may hold some
 ) -> tuple[Directives, list[Problem]]:  # the problems name no notebook yet
     "Read the directives of a notebook, whatever its language; what does not parse is a problem and sets nothing."
-    merged, problems = {}, []
+    merged: dict[str, Any] = {}; problems: list[Problem] = []
     for cell in cells:
         if cell.kind != "code" or "|" not in cell.source: continue
         def say(line, message, level, cure, cell=cell):

@@ -174,7 +174,7 @@ def _layout(graph):
     right = max([x for x, _ in at.values()], default=0) + wide / 2 + _MARGIN
     return at, wide, right, max([y for _, y in at.values()], default=0) + _HIGH / 2 + _MARGIN, upright
 
-# %% ../../nbs/pipeline/98_draw.ipynb #6fa1659e
+# %% ../../nbs/pipeline/98_draw.ipynb #498d0135
 def _edge(path, at, wide, upright, dashed):
     "One edge from box to box: straight beside the boxes of the layers it passes, curved between the layers."
     right, low = (0, _HIGH / 2) if upright else (wide / 2, 0); tip = (0, 5) if upright else (5, 0); d = ""
@@ -185,8 +185,8 @@ def _edge(path, at, wide, upright, dashed):
         d += f"{'L' if d else 'M'}{x:.0f} {y:.0f}C" + " ".join(f"{v:.0f}" for v in (*half, to_x, to_y))
     return f'<path d="{d}"{_DASHES if dashed else ""} marker-end="url(#tip)"/>'
 
-def _box(stage, x, y, wide, state):
-    look = LOOKS[state or "unknown"]
+def _box(stage, centre, wide, state):
+    (x, y), look = centre, LOOKS[state or "unknown"]
     told = f"{stage.path.name}: {look.meaning}" if state else stage.path.name
     lines = [(_short(stage.name), -4 if state else 5, 'font-size="13" font-weight="600"')]
     if state: lines.append((f"{look.mark} {state}", 14, 'font-size="11"'))
@@ -207,7 +207,7 @@ def _legend(shown, width, top):
         x += room
     return "".join(parts), (y - top + 12 if shown else 0)
 
-# %% ../../nbs/pipeline/98_draw.ipynb #1884ee15
+# %% ../../nbs/pipeline/98_draw.ipynb #30a876ad
 def graph_svg(
     graph:Graph,                     # as `build_graph` returns it
     states:dict[str, str]|None=None, # stage -> a key of LOOKS; missing: "unknown"; None: no states are shown
@@ -215,12 +215,12 @@ def graph_svg(
     "Draw a graph as a picture."
     at, wide, width, height, upright = _layout(graph); width = max(width, 320)
     state = {n: states.get(n, "unknown") if states is not None else "" for n in graph.order}
-    points = {}
+    points: dict[tuple, list] = {}
     for n in at:
         if not isinstance(n, str): points.setdefault(n[:2], []).append(n)
     edges = "".join(_edge([u, *points.get((u, n), ()), n], at, wide, upright, _is_gate(graph.stages[n], u))
                     for n in graph.order for u in graph.upstream[n])
-    boxes = "".join(_box(graph.stages[n], *at[n], wide, state[n]) for n in graph.order)
+    boxes = "".join(_box(graph.stages[n], at[n], wide, state[n]) for n in graph.order)
     legend, rows = _legend([s for s in LOOKS if s in state.values()], width, height)
     size = f"{width:.0f} {height + rows:.0f}"
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{width:.0f}" '

@@ -72,13 +72,13 @@ def _edges(stages):
         for u in names: downstream[u].append(name)
     return upstream, {n: tuple(d) for n, d in downstream.items()}
 
-# %% ../../nbs/pipeline/25_graph.ipynb #f19ee6bc
+# %% ../../nbs/pipeline/25_graph.ipynb #c14211e2
 def find_cycles(
     stages:dict[str, Stage],  # in notebook order
 ) -> list[list[str]]:         # each a path in the direction of the data that ends where it began
     "A shortest cycle for each group of stages that need each other."
     upstream, downstream = _edges(stages); place = {name: i for i, name in enumerate(stages)}
-    groups = [sorted(g, key=place.get) for g in _on_cycles(upstream)]
+    groups = [sorted(g, key=lambda n: place[n]) for g in _on_cycles(upstream)]
     return [_shortest(g[0], g, downstream) for g in sorted(groups, key=lambda g: place[g[0]])]
 
 # %% ../../nbs/pipeline/25_graph.ipynb #25507d5f

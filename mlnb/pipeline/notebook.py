@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 from ..errors import NotebookError
 
-# %% ../../nbs/pipeline/10_notebook.ipynb #178fc8f9
+# %% ../../nbs/pipeline/10_notebook.ipynb #821d972c
 class Cell(NamedTuple):
     "One cell of a notebook."
-    index: int              # position in the notebook, from 0
+    index: int              # type: ignore[assignment]  # position in the notebook, from 0; tuple.index gives way
     id: str                 # nbformat's cell id; "" in notebooks older than format 4.5
     kind: str               # "code", "markdown" or "raw"
     source: str

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['Secret', 'Parameter', 'read_parameters', 'is_assignment', 'coerce', 'to_python', 'to_json', 'from_json']
 
-# %% ../../nbs/pipeline/15_parameters.ipynb #8f674fd6
+# %% ../../nbs/pipeline/15_parameters.ipynb #77b71c57
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from ..errors import ParameterError
 from .annotations import Kind, describe, find_range, fit, read_annotation, with_bounds
 from .notebook import Cell, Problem, parse_python, python_source
 
-# %% ../../nbs/pipeline/15_parameters.ipynb #2ca2bae7
+# %% ../../nbs/pipeline/15_parameters.ipynb #fb842f2a
 class Secret(str):
     "The text in an environment variable; '' when there is none. Its `repr` shows the variable's name only."
+    variable: str
 
     def __new__(cls,
         variable:str,  # name of the environment variable
@@ -204,9 +205,9 @@ def coerce(
         raise ParameterError(f"parameter '{parameter.name}' cannot be this" + (f": {told}" if told else ""),
                              where=where, got=repr(value), expected=expected) from e
 
-# %% ../../nbs/pipeline/15_parameters.ipynb #093c7bdf
+# %% ../../nbs/pipeline/15_parameters.ipynb #38519b22
 def to_python(
-    value:object,  # as `coerce` returns it
+    value:Any,     # as `coerce` returns it
 ) -> str:          # an expression that evaluates to it anywhere
     "Write a parameter's value as Python; raises `ParameterError` for a value that no parameter can hold."
     name = type(value).__name__
@@ -225,7 +226,7 @@ def to_python(
     raise ParameterError(f"a parameter cannot hold a {name}", expected="numbers, text, lists, mappings, times")
 
 def to_json(
-    value:object,  # as `coerce` returns it
+    value:Any,     # as `coerce` returns it
 ) -> object:       # equal values give equal JSON, different ones different JSON
     "Write a parameter's value as JSON: what JSON lacks becomes `{\"$type\": ...}`."
     name = type(value).__name__
@@ -241,13 +242,13 @@ def to_json(
     return value
 
 def from_json(
-    value:object,  # as `to_json` wrote it
+    value:Any,     # as `to_json` wrote it
 ) -> object:       # the parameter's value
     "Read a value back."
     if isinstance(value, list): return [from_json(o) for o in value]
     if not isinstance(value, dict): return value
     import datetime as d
-    mark, body = next(iter(value.items()), ("", None))
+    mark = next(iter(value), ""); body: Any = value.get(mark)
     if mark == "$float": return float(body)
     if mark == "$tuple": return tuple(from_json(o) for o in body)
     if mark == "$dict": return {from_json(k): from_json(v) for k, v in body}

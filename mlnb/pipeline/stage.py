@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Stage', 'stage_name', 'notebook_order', 'read_stage', 'stage_to_json', 'stage_from_json', 'read_pipeline']
 
-# %% ../../nbs/pipeline/20_stage.ipynb #3562bf44
+# %% ../../nbs/pipeline/20_stage.ipynb #003b3417
 import json
 import os
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from .. import __version__
 from ..errors import NotebookError, ProjectError, StoreError
 from ..files import write_atomic
@@ -114,7 +114,7 @@ def _read_code(cells, tagged, parameters):
 def _plain_code(cells):
     return tuple(c.source.strip() for c in cells if c.kind == "code" and c.source.strip())
 
-# %% ../../nbs/pipeline/20_stage.ipynb #7f968d4e
+# %% ../../nbs/pipeline/20_stage.ipynb #a33360e5
 def read_stage(
     path:Path,     # a stage notebook
     pipeline:str,  # the pipeline it belongs to
@@ -129,7 +129,7 @@ def read_stage(
         problem = Problem(path.name, -1, 0, "notebook", e.problem, "error", e.cure)
         return Stage(name, path, pipeline, glues_computed=True, problems=(problem,))
     directives, problems = read_directives(notebook.cells)
-    said = {k: v for k, v in directives._asdict().items() if k != "kernel"}
+    said: dict[str, Any] = {k: v for k, v in directives._asdict().items() if k != "kernel"}
     stage = Stage(name, path, pipeline, directives.kernel or notebook.kernel, notebook.language, **said,
                   cells=len(notebook.cells), kernel_named=bool(directives.kernel))
     if notebook.language == "python": stage, problems = _read_python(stage, notebook.cells, problems)
@@ -150,7 +150,7 @@ def _read_python(stage, cells, problems):
 # %% ../../nbs/pipeline/20_stage.ipynb #47794787
 _ROWS = {"refs": Ref, "sources": Source, "places": Place, "problems": Problem}
 
-# %% ../../nbs/pipeline/20_stage.ipynb #3beca058
+# %% ../../nbs/pipeline/20_stage.ipynb #0faced84
 def stage_to_json(
     stage:Stage,  # any stage
 ) -> dict:        # JSON values only; the path as text
@@ -162,7 +162,7 @@ def stage_from_json(
     record:dict,  # as `stage_to_json` wrote it, also through a file
 ) -> Stage:       # equal to the one written
     "Read a stage back; raises `KeyError`, `TypeError` or `ValueError` for what is no such record."
-    fields = {k: tuple(v) if type(v) is list else v for k, v in record.items()}
+    fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in record.items()}
     for name, row in _ROWS.items(): fields[name] = tuple([row(*o) for o in fields[name]])
     parameters = [Parameter(*p) for p in fields["parameters"]]
     fields["parameters"] = tuple([p._replace(default=from_json(p.default)) for p in parameters])
