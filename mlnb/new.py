@@ -54,10 +54,10 @@ def copy_pipeline(
         raise NotebookError("no stage of the template has these parameters", where=str(source), got=", ".join(sorted(values.keys() - used)))
     return written
 
-# %% ../nbs/80_new.ipynb #69fe1816
+# %% ../nbs/80_new.ipynb #7f92af4d
 def _slices(schema):
     "Columns worth slicing by: few values, not the label."
-    fit = [c["name"] for c in schema["columns"] if c["role"] == "feature" and c["kind"] in ("category", "boolean") and 2 <= c["cardinality"] <= 12]
+    fit = [c["name"] for c in schema["columns"] if c["role"] == "feature" and c["kind"] in ("category", "boolean") and 2 <= c["distinct"] <= 12]
     return fit[:3]
 
 # %% ../nbs/80_new.ipynb #55661200

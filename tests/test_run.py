@@ -74,7 +74,7 @@ def test_parameters_change_results_and_come_back(chain):
     assert set(statuses(chain.run("-P", str(file))).values()) == {"skipped"}
 
 
-@pytest.mark.parametrize(("word", "expected"), [("m=4", "one of: n"), ("load.n=many", "int"), ("load.n=0", "at least 1"), ("lod.n=1", "load")])
+@pytest.mark.parametrize(("word", "expected"), [("m=4", "one of: n"), ("load.n=many", "whole number"), ("load.n=0", "at least 1"), ("lod.n=1", "load")])
 def test_wrong_parameters_are_found_before_anything_runs(chain, word, expected):
     said = chain.mlnb("run", "-p", word, code=2)
     assert expected in said.err and not said.out and "Traceback" not in said.err
