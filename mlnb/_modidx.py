@@ -678,7 +678,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlnb/pipeline/engine.py'),
                                       'mlnb.pipeline.engine.notebook_text': ( 'pipeline/engine.html#notebook_text',
                                                                               'mlnb/pipeline/engine.py'),
-                                      'mlnb.pipeline.engine.redact': ('pipeline/engine.html#redact', 'mlnb/pipeline/engine.py'),
                                       'mlnb.pipeline.engine.resume_from': ('pipeline/engine.html#resume_from', 'mlnb/pipeline/engine.py'),
                                       'mlnb.pipeline.engine.socket_folder': ( 'pipeline/engine.html#socket_folder',
                                                                               'mlnb/pipeline/engine.py')},

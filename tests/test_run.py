@@ -159,7 +159,7 @@ def test_secrets_reach_the_stage_and_no_file(tmp_path):
         "print('the key is', str(key))\nimport os\nos.system('echo $API_KEY')\nglue('length', len(str(key)))", "glue('said', f'key={key!s}')", "raise ValueError(str(key))"]})
     said = project.mlnb("run", code=1, API_KEY=secret)
     stored = b"".join(p.read_bytes() for p in project.runs.rglob("*") if p.is_file())
-    for form in (secret, json.dumps(secret)[1:-1]): assert form.encode() not in stored + said.out.encode() + said.err.encode()
+    for form in (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]): assert form.encode() not in stored + said.out.encode() + said.err.encode()
     assert b"the key is ***" in stored
     assert "API_KEY" in project.mlnb("run", code=2).err
     assert "environment" in project.mlnb("run", "-p", "key=x", code=2, API_KEY=secret).err
