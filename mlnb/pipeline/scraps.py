@@ -160,6 +160,7 @@ def source(
     found = resolve_source(text, context.project if context else find_project().root, f"source({text!r})")
     return [path for _, path in found.files] if found.kind == "pattern" else found.path
 
-# %% ../../nbs/pipeline/65_scraps.ipynb #b46ad0fe
-add_project_path()
-watch_scrapbook()
+# %% ../../nbs/pipeline/65_scraps.ipynb #84b6e6e7
+if "IPython" in sys.modules:
+    add_project_path()
+    watch_scrapbook()

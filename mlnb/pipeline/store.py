@@ -33,10 +33,10 @@ def _walk(folder, prefix=""):
 
 def _executable(path): return bool(os.stat(path).st_mode & 0o111)
 
-# %% ../../nbs/pipeline/50_store.ipynb #11cf9814
+# %% ../../nbs/pipeline/50_store.ipynb #4a148186
 def list_folder(
     path:Path,  # a folder
-) -> list[tuple[str, str|None]]: # sorted: path below it with forward slashes, full path; empty folders as ("name/", None)
+) -> list[tuple[str, str|None]]: # sorted: path below it with forward slashes, full path; empty: ("name/", None)
     "What is in a folder; raises `StoreError` for links, devices and names that are not Unicode."
     found = sorted(_walk(path), key=lambda o: o[0])
     for name, _ in found:
