@@ -6,8 +6,8 @@
 __all__ = ['notebook_text', 'StageManager', 'socket_folder', 'kernel_manager', 'StageEngine', 'StageClient', 'resume_from',
            'KeptKernel', 'kept_kernel', 'execute']
 
-# %% ../../nbs/pipeline/70_engine.ipynb #10c18ff4
-import json, os, signal, tempfile, time
+# %% ../../nbs/pipeline/70_engine.ipynb #5794da0f
+import os, signal, tempfile, time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 import nbformat
@@ -78,7 +78,7 @@ class StageManager(NotebookExecutionManager):
         super().notebook_complete(**kwargs)
         self.save(final=True)
 
-# %% ../../nbs/pipeline/70_engine.ipynb #a731b9a2
+# %% ../../nbs/pipeline/70_engine.ipynb #c4fb338c
 def socket_folder() -> Path: # a new folder that only this user can enter
     "A private folder with a path short enough for Unix sockets."
     short = "/tmp" if os.path.isdir("/tmp") and os.access("/tmp", os.W_OK) else None
@@ -87,7 +87,7 @@ def socket_folder() -> Path: # a new folder that only this user can enter
 def kernel_manager(
     kernel:str,    # name of a kernelspec, e.g. "python3"
     folder:Path,   # from `socket_folder`
-):                 # a jupyter_client AsyncKernelManager, not started
+) -> AsyncKernelManager: # not started
     "A kernel manager over IPC where the platform has it; raises `NotebookError` when there is no such kernel."
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     try: KernelSpecManager().get_kernel_spec(kernel)
@@ -206,7 +206,7 @@ def _register():
     papermill_engines.register("mlnb", StageEngine)
     papermill_translators.register("python", StageTranslator)
 
-# %% ../../nbs/pipeline/70_engine.ipynb #d16e5415
+# %% ../../nbs/pipeline/70_engine.ipynb #e5a11fe4
 def execute(
     notebook:Path,                       # source; never written
     path:Path,                           # executed copy
@@ -214,7 +214,7 @@ def execute(
     kernel:str,                          # kernelspec name
     language:str="python",               # the kernel's language; a notebook need not say it
     literals:dict[str, str]|None=None,   # Python source of each value; None: papermill's own translation
-    **options,                           # for `StageEngine`: watch, save_every, secrets, km, start, started, facts, keep, kept, code_cells
+    **options:object,                    # for `StageEngine`: watch, save_every, secrets, km, start, started, facts, keep, kept, code_cells
 ) -> None:
     "Execute a notebook by papermill with this engine; raises `PapermillExecutionError` after the copy is saved."
     from papermill import execute_notebook
