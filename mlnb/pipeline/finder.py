@@ -193,11 +193,11 @@ class KeptModules(Modules):
             for key, result in self.pending.items(): self.results.put(key, 0, [name, result])
         for cache in (self.cache, self.results): cache.save()
 
-# %% ../../nbs/pipeline/39_finder.ipynb #8735dd4c
+# %% ../../nbs/pipeline/39_finder.ipynb #6d95a4e6
 def open_modules(
     root:Path,             # the project's folder
     caches:Path|None=None, # folder for the cache, such as runs/cache; None: nothing is kept
 ) -> KeptModules:
     "The modules of a project; `save()` keeps what was found out for the next command."
-    maker = made_by("records", "references", "modules", "finder", "reach")
+    maker = made_by("scopes", "records", "references", "modules", "finder", "reach")
     return KeptModules(root, *(Cache(caches/f"{name}.json" if caches else None, maker) for name in ("modules", "reach")))

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['is_idle', 'docstrings', 'unit_text', 'analyse_module', 'analyse_stage']
 
-# %% ../../nbs/pipeline/38_modules.ipynb #9fb6921b
+# %% ../../nbs/pipeline/38_modules.ipynb #5b3104f2
 import ast, builtins
 from collections.abc import Iterable
 from ..files import digest
 from .records import Unit
-from .references import Home, bindings, name_chain, references
+from .references import references
+from .scopes import FUNCTIONS, Home, bindings, name_chain
 
 # %% ../../nbs/pipeline/38_modules.ipynb #0ef512d6
 def is_idle(
@@ -77,9 +78,7 @@ def _calls(nodes, home, pure=False):
         else: stack.extend(ast.iter_child_nodes(node))
     return False
 
-# %% ../../nbs/pipeline/38_modules.ipynb #645082b7
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-
+# %% ../../nbs/pipeline/38_modules.ipynb #eba15dd8
 def _function_acts(node, home, members):
     if not all(_is_pure(d, home, members or ()) for d in node.decorator_list): return "decorated"
     a = node.args
@@ -98,7 +97,7 @@ def _class_acts(node, home):
 
 def _acts(node, home, members=None):
     "Why a statement does more than bind a name, or an empty text; `members` are the names around it in a class body."
-    if isinstance(node, _FUNCTIONS): return _function_acts(node, home, members)
+    if isinstance(node, FUNCTIONS): return _function_acts(node, home, members)
     if isinstance(node, ast.ClassDef): return _class_acts(node, home)
     in_class = members is not None
     if isinstance(node, ast.Assign):
@@ -109,7 +108,7 @@ def _acts(node, home, members=None):
         return "calls" if _calls([node.annotation, node.value], home, in_class) else ""
     return "" if type(node).__name__ == "TypeAlias" else "a statement"
 
-# %% ../../nbs/pipeline/38_modules.ipynb #948682fe
+# %% ../../nbs/pipeline/38_modules.ipynb #dcb15502
 def _executed(statements, home):
     "Top-level statements that an import executes."
     for s in statements:
@@ -123,7 +122,7 @@ def _is_import(node): return isinstance(node, (ast.Import, ast.ImportFrom))
 def _group(statements, home):
     "Indices of statements that make a unit together, by the names they bind, and those of the body."
     bound = [bindings([s], home)[0] for s in statements]
-    plain = [not _is_import(s) and (isinstance(s, (*_FUNCTIONS, ast.ClassDef)) or not _acts(s, home)) for s in statements]
+    plain = [not _is_import(s) and (isinstance(s, (*FUNCTIONS, ast.ClassDef)) or not _acts(s, home)) for s in statements]
     body = {i for i, s in enumerate(statements) if not plain[i] and not _is_import(s)}
     places, groups = {}, {}
     for i, names in enumerate(bound):
@@ -136,7 +135,7 @@ def _group(statements, home):
     groups |= {", ".join(names): [i] for i, names in enumerate(bound) if plain[i] and i not in taken}
     return dict(sorted(groups.items(), key=lambda g: g[1])), body
 
-# %% ../../nbs/pipeline/38_modules.ipynb #dc333afd
+# %% ../../nbs/pipeline/38_modules.ipynb #78a850a0
 def _unit(nodes, home, texts):
     "The unit that these statements make."
     refs, text_acts = references(nodes, home), next((r for n in nodes if (r := _acts(n, home))), "")
@@ -147,19 +146,19 @@ def _unit(nodes, home, texts):
     docs = docstrings(nodes)
     return Unit(_keep(unit_text(nodes), texts), _keep(docs, texts), text_acts, tuple(asked),
                 text_acts in ("class keywords", "acts without being called", "a base is computed"),
-                isinstance(nodes[-1], ast.ClassDef), tuple(refs))
+                isinstance(nodes[-1], ast.ClassDef), tuple(refs), any(r.startswith("!given") for r in refs))
 
 def _keep(text, texts):
     "Digest of a text, which is put into `texts`; nothing for no text."
     if text: texts[digest(text)] = text
     return digest(text) if text else ""
 
-# %% ../../nbs/pipeline/38_modules.ipynb #6b60f404
+# %% ../../nbs/pipeline/38_modules.ipynb #aa1a2e49
 def _home(statements, module, package):
     "The module's names with the imports that bind them; `global` in a function binds too."
     bare = Home(module, package, {})
     names = bindings(statements, bare)[0]
-    for node in (n for s in statements for n in ast.walk(s) if isinstance(n, _FUNCTIONS)):
+    for node in (n for s in statements for n in ast.walk(s) if isinstance(n, FUNCTIONS)):
         for name, targets in bindings(node.body, bare)[1].items():
             names[name] = tuple(dict.fromkeys([*names.get(name, ()), *targets]))
     return Home(module, package, names)

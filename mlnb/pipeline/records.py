@@ -8,7 +8,7 @@ __all__ = ['Unit']
 # %% ../../nbs/pipeline/35_records.ipynb #a7fdc570
 from typing import NamedTuple
 
-# %% ../../nbs/pipeline/35_records.ipynb #2e8f7a2e
+# %% ../../nbs/pipeline/35_records.ipynb #d5c795bb
 class Unit(NamedTuple):
     "One piece of a module: a function, a class, a constant, or the body."
     digest: str = ""            # of its text; "" when there is none
@@ -18,3 +18,4 @@ class Unit(NamedTuple):
     hook: bool = False          # of a class: does making a subclass execute something?
     is_class: bool = False
     refs: tuple[str, ...] = ()  # what it refers to
+    given: bool = False         # of a function: does it import the module that its first argument names?
