@@ -17,7 +17,7 @@ _HARNESS = ("mlnb.pipeline", "mlnb.tracking", "mlnb.errors", "mlnb.settings", "m
 def _is_harness(module):
     return module == "mlnb" or any(module == h or module.startswith(h + ".") for h in _HARNESS)
 
-# %% ../../nbs/pipeline/40_reach.ipynb #a93000b4
+# %% ../../nbs/pipeline/40_reach.ipynb #6d396d36
 class _Graph:
     "Edges between nodes, for one stage."
     def __init__(self, modules, stage):
@@ -40,7 +40,7 @@ class _Graph:
         return [("package", name.partition(".")[0])] if self.modules.origin(name) == "installed" else []
 
     def follow(self, module, taken, seen=frozenset(), given=""):
-        "Nodes for what is taken from a module by one attribute after another; nothing taken: the module used as a value."
+        "Nodes for what is taken from a module, attribute by attribute; nothing taken: the module used as a value."
         place = self.modules.find(module)
         if not place: return self.outside(module)
         if not taken: return [("whole", module, "used as a value")]
@@ -62,7 +62,8 @@ class _Graph:
         for entry in record["names"].get(name, ()):
             if not entry.startswith("="):
                 nodes.append(("unit", module, entry))
-                if record["units"][entry].given: nodes += self.by_text(given)
+                how = record["units"][entry].given
+                if how: nodes += self.by_text(given) if given or how == "import" else [("loaded", "sys.modules")]
             else:
                 nodes += self.target(entry[1:], taken, seen | {(module, name, taken)}, given)
                 if name in record["imports"] and not self.modules.find(entry[1:].partition(":")[0]):
@@ -79,7 +80,7 @@ class _Graph:
         module, _, names = text.partition(":")
         return self.follow(module, (*filter(None, names.split(".")), *taken), seen, given)
 
-# %% ../../nbs/pipeline/40_reach.ipynb #b76b92a2
+# %% ../../nbs/pipeline/40_reach.ipynb #75b3b164
 class _References(_Graph):
     "Nodes that references lead to."
     def refer(self, module, ref):
@@ -136,7 +137,8 @@ class _References(_Graph):
                     *([("whole", module, record["whole"])] if record["whole"] else [])]
         if kind == "unit": return [("import", module), *self.refer_all(module, units[key], called=not units[key].acts)]
         if kind == "bind": return [("import", module)]
-        exported = [n for name in record["all"] if self.modules.find(f"{module}.{name}") for n in self.follow(module, (name,))]
+        submodules = [name for name in record["all"] if self.modules.find(f"{module}.{name}")]
+        exported = [n for name in submodules for n in self.follow(module, (name,))]
         return [("import", module), *(("unit", module, k) for k in units if k != "(body)"), *exported,
                 *(n for name in record["names"] for n in self.resolve(module, name))]
 

@@ -10,7 +10,7 @@ import ast
 from collections.abc import Iterable
 from .scopes import Home, bindings, name_chain, outer_parts
 
-# %% ../../nbs/pipeline/37_references.ipynb #6703c04a
+# %% ../../nbs/pipeline/37_references.ipynb #a9556880
 _GLOBAL = ("global",)
 _READS_ALL = {f"builtins.{n}" for n in ("eval", "exec", "globals")}
 _IMPORTERS = {"importlib.import_module", "importlib.__import__", "builtins.__import__", "runpy.run_module",
@@ -45,7 +45,7 @@ def _imported(call, home, given=False):
     text, exact = _prefix(arguments[0]) if arguments else ("", False)
     text = text.split(":")[0]
     if text.startswith("."):
-        base = next((k.value for k in call.keywords if k.arg == "package"), arguments[1] if len(arguments) > 1 else None)
+        base = next((k.value for k in call.keywords if k.arg == "package"), (arguments + [None])[1])
         anchor = _prefix(base)[0] if not isinstance(base, ast.Name) else home.module if base.id == "__name__" else (
             home.module if home.package else home.module.rpartition(".")[0]) if base.id == "__package__" else ""
         level = len(text) - len(text.lstrip("."))
@@ -55,7 +55,7 @@ def _imported(call, home, given=False):
     if "." in text: return f"!below {text.rpartition('.')[0]}|imported by a computed name"
     return "!every|imported by a computed name"
 
-# %% ../../nbs/pipeline/37_references.ipynb #9ffb2e33
+# %% ../../nbs/pipeline/37_references.ipynb #dd73d8e2
 class _Reader:
     "Collects the references of one piece of code."
     def __init__(self, home, main):
@@ -84,8 +84,8 @@ class _Reader:
     def use(self, name, attributes=()):
         "Note that a name is read."
         targets, asks_module = self.look_up(name)
-        given = f"|{self.literal}" if self.literal else ""
-        for target in targets: self.add("=" + target + ("." if attributes and target[-1] != ":" else "") + ".".join(attributes) + given)
+        taken, given = ".".join(attributes), f"|{self.literal}" if self.literal else ""
+        for target in targets: self.add(f"={target}{'.' if taken and target[-1] != ':' else ''}{taken}{given}")
         if asks_module and name in self.home.names: self.add(".".join((name, *attributes)) + given)
 
     def watch(self, node):
@@ -117,7 +117,7 @@ class _Reader:
             self.watch(node); self.use(*chain)
         else: self.read(node.value)
 
-# %% ../../nbs/pipeline/37_references.ipynb #b41c2e28
+# %% ../../nbs/pipeline/37_references.ipynb #807f8359
 class _Scopes(_Reader):
     "Reading of what opens a scope."
     def inside(self, names, kind, nodes):
@@ -130,7 +130,8 @@ class _Scopes(_Reader):
         stack = [node]
         while stack:
             part = stack.pop()
-            if isinstance(part, ast.Subscript) and getattr(part.value, "id", getattr(part.value, "attr", "")) == "Literal": continue
+            name = getattr(part, "value", None)
+            if isinstance(part, ast.Subscript) and getattr(name, "id", getattr(name, "attr", "")) == "Literal": continue
             if isinstance(part, ast.Constant) and isinstance(part.value, str):
                 try: self.read(ast.parse(part.value.strip(), mode="eval").body)
                 except (SyntaxError, ValueError): continue
@@ -180,7 +181,7 @@ class _Scopes(_Reader):
         self.read(node.target); self.annotation(node.annotation)
         if node.value: self.read(node.value)
 
-# %% ../../nbs/pipeline/37_references.ipynb #295abce0
+# %% ../../nbs/pipeline/37_references.ipynb #2ed14836
 class _Code(_Scopes):
     "Reading of imports and of calls that name things by text."
     def read_Import(self, node):
@@ -225,7 +226,7 @@ class _Code(_Scopes):
                 self.read(ast.Attribute(node.args[0], _prefix(node.args[1])[0], ast.Load())); rest = rest[2:]
         elif names & {"builtins.vars", "builtins.locals", "builtins.dir"}:
             if not rest and outside: self.add(f"!self|{node.func.id}()")
-        elif getattr(node.func, "attr", "") in ("run_line_magic", "run_cell_magic") and rest and _prefix(rest[0])[0] == "run":
+        elif getattr(node.func, "attr", "") == "run_line_magic" and rest and _prefix(rest[0])[0] == "run":
             self.add("!every|%run")
         else:
             text = _prefix(node.args[0]) if node.args and name_chain(node.func) else ("", False)

@@ -43,12 +43,12 @@ def _bound_here(node):
     if isinstance(node, ast.MatchMapping): return [node.rest] if node.rest else []
     return []
 
-# %% ../../nbs/pipeline/34_scopes.ipynb #de3a8a6e
+# %% ../../nbs/pipeline/34_scopes.ipynb #77ea1288
 class Home(NamedTuple):
     "The module a piece of code stands in."
     module: str                            # dotted name; "" for a stage
     package: bool                          # is it the __init__ of a package?
-    names: dict[str, tuple[str, ...]]      # names of the module, with the imports that bind them (none: bound otherwise)
+    names: dict[str, tuple[str, ...]]      # the module's names, with the imports that bind them (none: bound otherwise)
 
     def absolute(self, module:str|None, level:int) -> str:
         "The full name of `from ..module import`; empty when it leaves the top."
@@ -62,7 +62,8 @@ def bindings(
     home:Home,                # where they stand
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]: # local names, then names declared global
     "Names bound in a scope; each with the import targets `module:name` that bind it, empty when it is bound otherwise."
-    found, outside, declared = {}, set(), set()
+    found: dict[str, list[str]] = {}
+    outside, declared = set(), set()
     stack = [(n, False) for n in nodes]
     while stack:
         node, inner = stack.pop()
@@ -71,15 +72,16 @@ def bindings(
         for name in names: found.setdefault(name, [])
         if isinstance(node, ast.Import):
             for a in node.names:
-                found.setdefault(a.asname or a.name.split(".")[0], []).append(f"{a.name if a.asname else a.name.split('.')[0]}:")
+                name = a.name if a.asname else a.name.split(".")[0]
+                found.setdefault(a.asname or name, []).append(f"{name}:")
         elif isinstance(node, ast.ImportFrom):
             base = home.absolute(node.module, node.level)
             for a in node.names:
                 if a.name != "*": found.setdefault(a.asname or a.name, []).append(f"{base}:{a.name}")
         elif isinstance(node, ast.Global): declared.update(node.names)
         elif isinstance(node, ast.Nonlocal): outside.update(node.names)
-        if isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.Lambda)): children = outer_parts(node)
-        else: children = ast.iter_child_nodes(node)
+        scoped = isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.Lambda))
+        children = outer_parts(node) if scoped else list(ast.iter_child_nodes(node))
         inner = inner or isinstance(node, _COMPREHENSIONS)
         stack.extend((child, inner) for child in children)
     own = {n: tuple(dict.fromkeys(t)) for n, t in found.items() if n not in outside | declared}
