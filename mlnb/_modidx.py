@@ -23,6 +23,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'mlnb.cli._names': ('cli.html#_names', 'mlnb/cli.py'),
                           'mlnb.cli._new': ('cli.html#_new', 'mlnb/cli.py'),
                           'mlnb.cli._params': ('cli.html#_params', 'mlnb/cli.py'),
+                          'mlnb.cli._parsed': ('cli.html#_parsed', 'mlnb/cli.py'),
                           'mlnb.cli._pipeline': ('cli.html#_pipeline', 'mlnb/cli.py'),
                           'mlnb.cli._print': ('cli.html#_print', 'mlnb/cli.py'),
                           'mlnb.cli._request': ('cli.html#_request', 'mlnb/cli.py'),
