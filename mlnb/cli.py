@@ -221,7 +221,8 @@ def _lab(asked):
     kernels = project.runs/"debug"/"kernels"; kernels.mkdir(parents=True, exist_ok=True)
     paths = [str(p) for p in (project.root, project.root/"src") if p.is_dir()] + [p for p in [os.environ.get("PYTHONPATH")] if p]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    options = ["--ServerApp.allow_external_kernels=True", f"--ServerApp.external_connection_dir={kernels}"]
+    options = ["--ServerApp.allow_external_kernels=True", f"--ServerApp.external_connection_dir={kernels}",
+               "--ContentsManager.pre_save_hook=mlnb.clean.before_save"]
     os.chdir(project.root)
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options, *asked.words])
 
@@ -313,7 +314,15 @@ def _complete(argument, flags):
             "run": "run", "--run": "run", "--against": "run"}.get(flags[-1])
     if kind: argument.completer = lambda **_: _names(kind)
 
-# %% ../nbs/90_cli.ipynb #11b83e6f
+# %% ../nbs/90_cli.ipynb #04bb1b25
+def _parsed(words):
+    grammar = parser(words[0] if words and words[0] in COMMANDS else "")
+    asked, unknown = grammar.parse_known_args(words)
+    if asked.command == "lab": asked.words = unknown + asked.words
+    elif unknown: grammar.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return asked
+
+# %% ../nbs/90_cli.ipynb #16f505e8
 def main(
     words:list[str],  # without the program's name
 ) -> int:             # exit code
@@ -321,7 +330,7 @@ def main(
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
         argcomplete.autocomplete(parser())
-    try: asked = parser(words[0] if words and words[0] in COMMANDS else "").parse_args(words)
+    try: asked = _parsed(words)
     except SystemExit as e: return e.code if isinstance(e.code, int) else 2
     if hasattr(asked, "number"): asked.number_given, asked.number = asked.number is not None, 20 if asked.number is None else asked.number
     try: return asked.action(asked)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['living_kernel', 'stop_kernel', 'failed_stage', 'cells_before', 'rebuild', 'attach_text']
 
-# %% ../../nbs/pipeline/89_debug.ipynb #e180a4db
+# %% ../../nbs/pipeline/89_debug.ipynb #1016c236
 import json, os, signal
 from collections.abc import Callable
 from pathlib import Path
 from ..errors import RunError, StageError
-from ..files import read_json, write_atomic, write_json
+from ..files import read_json, write_json
 from .attempt import kept_path
 from .runs import find_run, read_run
 from ..settings import Project
@@ -24,7 +24,20 @@ def _is_kernel(pid, connection_file):
     except OSError: return False
     return True
 
-# %% ../../nbs/pipeline/89_debug.ipynb #a41bbf91
+# %% ../../nbs/pipeline/89_debug.ipynb #8be8f821
+def _withdraw(project, pipeline, stage):
+    "Take the kernels of a stage out of JupyterLab's list."
+    for path in (project.runs/"debug"/"kernels").glob(f"kernel-*@{pipeline}.{stage}.json"): path.unlink(missing_ok=True)
+
+def _offer(project, kept):
+    "Put a kernel into JupyterLab's list, under a name that says what it is."
+    _withdraw(project, kept["pipeline"], kept["stage"])
+    connection = read_json(Path(kept["connection_file"])) | {"kernel_name": f"{kept['pipeline']}.{kept['stage']}"}
+    path = project.runs/"debug"/"kernels"/f"kernel-{kept['pid']}@{kept['pipeline']}.{kept['stage']}.json"
+    write_json(path, connection)
+    path.chmod(0o600)
+
+# %% ../../nbs/pipeline/89_debug.ipynb #84671eac
 def living_kernel(
     project:Project,  # where
     pipeline:str,     # its name
@@ -48,7 +61,7 @@ def stop_kernel(
         except OSError: pass
         shutil.rmtree(Path(kept["connection_file"]).parent, ignore_errors=True)
     kept_path(project.runs, pipeline, stage).unlink(missing_ok=True)
-    (project.runs/"debug"/"kernels"/f"kernel-{pipeline}.{stage}.json").unlink(missing_ok=True)
+    _withdraw(project, pipeline, stage)
     return bool(kept)
 
 # %% ../../nbs/pipeline/89_debug.ipynb #4f58e8fc
@@ -99,7 +112,7 @@ def rebuild(
     if kept: return kept
     raise StageError("the kernel could not be rebuilt", where=spec["stage"], cure=f"its log is {folder/'log.txt'}")
 
-# %% ../../nbs/pipeline/89_debug.ipynb #c586478d
+# %% ../../nbs/pipeline/89_debug.ipynb #46308c9c
 def attach_text(
     project:Project,  # where
     record:dict,      # of the failed stage
@@ -108,7 +121,7 @@ def attach_text(
     "Say where the kernel stands and how to reach it."
     error, stage = record["error"], record["stage"]
     connection = Path(kept["connection_file"])
-    write_atomic(project.runs/"debug"/"kernels"/f"kernel-{kept['pipeline']}.{stage}.json", connection.read_bytes())
+    _offer(project, kept)
     place = f"{record['notebook']}, cell {error['cell']}" + (f", line {error['line']}" if error["line"] else "")
     lines = [f"The kernel of {stage} is alive, stopped at {place}:", f"    {error['source']}" if error["source"] else "",
              f"  {error['name']}: {error['message'].splitlines()[0] if error['message'] else ''}", "",
