@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Limits', 'machine_limits', 'check_fit', 'fits', 'specification', 'Scheduler']
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #e9c3a859
+# %% ../../nbs/pipeline/85_schedule.ipynb #cdf8268a
 import os, signal, time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +13,8 @@ from typing import NamedTuple
 from ..errors import MlnbError, ParameterError, StoreError
 from ..files import read_json, write_json
 from .attempt import publish
-from .launch import launcher
-from .plan import Planner, gate_open
-from .runs import FORMAT, RunRecord, newest_good
+from .plan import Outlook, Planner, gate_open
+from .runs import FORMAT, RunRecord, usual_seconds
 
 # %% ../../nbs/pipeline/85_schedule.ipynb #a44c29db
 class Limits(NamedTuple):
@@ -83,16 +82,17 @@ def specification(
             "timeout": stage.timeout or project.get("pipeline", "timeout"), "cores": min(stage.cores, limits.slots),
             "seed": project.get("pipeline", "seed"), "save_every": project.get("pipeline", "save_every"), **extra}
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #af7c1a8f
+# %% ../../nbs/pipeline/85_schedule.ipynb #31746ba9
 class Scheduler:
     "Brings a set of stages from waiting to an end."
 
     def __init__(self, planner:Planner, run:RunRecord, selected:list[str], records:dict[str, dict], limits:Limits,
-                 tell:Callable[[dict], None], keep_going:bool=False, options:dict[str, dict]|None=None):
+                 tell:Callable[[dict], None], keep_going:bool=False, options:dict[str, dict]|None=None,
+                 plan:dict[str, Outlook]|None=None):
         self.planner, self.run, self.limits, self.tell, self.keep_going = planner, run, limits, tell, keep_going
         self.records, self.waiting, self.running = dict(records), list(selected), {}
         self.options, self.ending, self.launch, self.interrupted = options or {}, False, None, 0
-        self.seconds = {n: (newest_good(planner.project, run.data["pipeline"], n) or {}).get("seconds") for n in selected}
+        self.plan, self.seconds = plan or {}, None
 
     def settle(self, name:str, record:dict) -> None:
         "A stage has come to its end."
@@ -122,7 +122,7 @@ class Scheduler:
         stage = self.planner.graph.stages[name]
         try:
             if not gate_open(stage, self.records): return "stopped"
-            decision = self.planner.decide(name, self.records)
+            decision = self._planned(name) or self.planner.decide(name, self.records)
         except MlnbError as e:
             self._without_result(name, "failed", {"kind": "mlnb", "name": type(e).__name__, "message": str(e), "cell": 0, "line": 0, "source": ""})
             return ""
@@ -132,6 +132,10 @@ class Scheduler:
         if not fits(stage, [self.planner.graph.stages[n] for n in self.running], self.limits): return "waits"
         self._start(name, decision, 1)
         return ""
+
+    def _planned(self, name):
+        planned = None if self.running or self.seconds is not None else self.plan.get(name)
+        return planned.decision if planned and planned.action == "would-skip" else None
 
     def _skip(self, name, record):
         old = self.planner.project.runs/record["run"]/record["notebook"]
@@ -147,13 +151,19 @@ class Scheduler:
         folder = Path(spec["folder"]); folder.mkdir(parents=True, exist_ok=True)
         path = write_json(folder/"spec.json", spec)
         self.planner.keep_texts(name)
-        if self.launch is None: self.launch = launcher()
+        self._prepare_start()
         self.launch.start(path, folder/"log.txt")
         limit = time.monotonic() + spec["timeout"] + 20 if spec["timeout"] else None
         self.running[name] = {"spec": path, "folder": folder, "decision": decision, "attempt": attempt, "gpus": gpus, "limit": limit,
                               "read": 0, "started": time.monotonic()}
         self.run.stage(name, {"stage": name, "status": "running", "fingerprint": decision.fingerprint, "attempts": attempt})
         self.tell({"event": "started", "stage": name, "attempt": attempt, "expected": self.seconds.get(name)})
+
+    def _prepare_start(self):
+        "What a run that has nothing to do can spare."
+        from mlnb.pipeline.launch import launcher
+        if self.launch is None: self.launch = launcher()
+        if self.seconds is None: self.seconds = usual_seconds(self.planner.project, self.run.data["pipeline"], self.planner.graph.order)
 
     def hear(self) -> None:
         "Read what running stages wrote into their events since the last time."
