@@ -169,7 +169,7 @@ def resume_from(
         cell.metadata["papermill"] = before.metadata["papermill"]
     return len(cells)
 
-# %% ../../nbs/pipeline/70_engine.ipynb #4e130210
+# %% ../../nbs/pipeline/70_engine.ipynb #f7036042
 class KeptKernel(LeavingManager):
     "A manager for a kernel that another process started and left alive."
     pid = 0
@@ -181,11 +181,11 @@ class KeptKernel(LeavingManager):
         try: os.kill(self.pid, 0)
         except ProcessLookupError: return False
         return True
-    is_alive = _async_is_alive
+    is_alive = _async_is_alive  # type: ignore[assignment]
 
     async def _async_shutdown_kernel(self, now=False, restart=False):
         os.killpg(self.pid, signal.SIGKILL)
-    shutdown_kernel = _async_shutdown_kernel
+    shutdown_kernel = _async_shutdown_kernel  # type: ignore[assignment]
 
 def kept_kernel(
     connection_file:Path,  # as the kernel was started with
