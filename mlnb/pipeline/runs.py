@@ -16,7 +16,7 @@ from ..errors import RunError, StoreError
 from ..files import disk_error, is_locked, lock, read_json, write_json
 from ..settings import Project
 
-# %% ../../nbs/pipeline/60_runs.ipynb #d56a5bad
+# %% ../../nbs/pipeline/60_runs.ipynb #9aded929
 FORMAT = 1
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 
@@ -50,7 +50,7 @@ def run_names(
 ) -> list[str]:       # ids, newest first
     "Ids of all runs, by reading one folder and no file."
     try: found = [n for n in os.listdir(project.runs) if _RUN_NAME.fullmatch(n)]
-    except FileNotFoundError: return []
+    except (FileNotFoundError, NotADirectoryError): return []
     return sorted(found, reverse=True)
 
 # %% ../../nbs/pipeline/60_runs.ipynb #4c187bfc
@@ -240,13 +240,13 @@ def usual_seconds(
             wanted.discard(stage)
     return found
 
-# %% ../../nbs/pipeline/60_runs.ipynb #e7cc2b4f
+# %% ../../nbs/pipeline/60_runs.ipynb #784d40ce
 def settle_dead_runs(
     project:Project,   # where to look
 ) -> list[dict]:       # stage records that dead runs had committed
     "Close the records of runs whose process died; returns the commits that are to be indexed again."
     try: marked = sorted(os.listdir(_marks(project)))
-    except FileNotFoundError: return []
+    except (FileNotFoundError, NotADirectoryError): return []
     records = []
     for name in marked:
         folder = project.runs/name
