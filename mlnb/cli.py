@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #14397de3
+# %% ../nbs/90_cli.ipynb #97c06651
 import argparse, json, os, sys
 from pathlib import Path
+from typing import Any
 from .errors import MlnbError, SelectionError
 from .settings import find_project, pick_pipeline
 
@@ -89,7 +90,7 @@ def _run_stage(asked):
     from mlnb.pipeline.attempt import run_stage
     return run_stage(Path(asked.spec))
 
-# %% ../nbs/90_cli.ipynb #de3eef9e
+# %% ../nbs/90_cli.ipynb #e4ea3fb9
 def _check(asked):
     from mlnb.pipeline.check import check, problems_text
     project = find_project()
@@ -129,14 +130,18 @@ def _graph(asked):
     from mlnb.pipeline.graph import build_graph
     project, pipeline, stages = _stages(asked)
     graph, states = build_graph(stages), _last_states(project, pipeline)
-    if asked.svg:
-        from mlnb.files import write_atomic
-        write_atomic(Path(asked.svg), graph_svg(graph, states))
-        print(f"written: {asked.svg}", file=sys.stderr)
-        if not asked.json: return 0
+    if asked.svg: return _picture(asked.svg, graph_svg(graph, states))
     document = {"pipeline": pipeline, "stages": {n: {"upstream": list(graph.upstream[n]), "notebook": s.path.name, "status": states.get(n)}
                                                  for n, s in graph.stages.items()}, "order": list(graph.order)}
     return _print(asked, document, lambda: graph_text(graph, states))
+
+def _picture(place, svg):
+    from mlnb.files import write_atomic
+    if place == "-": print(svg, end="")
+    else:
+        write_atomic(Path(place), svg)
+        print(f"written: {place}", file=sys.stderr)
+    return 0
 
 def _last_states(project, pipeline):
     from mlnb.errors import RunError
@@ -183,10 +188,9 @@ def _lineage(asked):
 
 def _settings(asked):
     from mlnb.pipeline.inspect import settings_rows, settings_text
-    rows = settings_rows(find_project())
-    return _print(asked, rows, lambda: settings_text(rows))
+    return _print(asked, rows := settings_rows(find_project()), lambda: settings_text(rows))
 
-# %% ../nbs/90_cli.ipynb #7f06bb15
+# %% ../nbs/90_cli.ipynb #4dcbda30
 def _gc(asked):
     from mlnb.pipeline.gc import collect
     from mlnb.pipeline.progress import short_size
@@ -217,10 +221,11 @@ def _lab(asked):
     kernels = project.runs/"debug"/"kernels"; kernels.mkdir(parents=True, exist_ok=True)
     paths = [str(p) for p in (project.root, project.root/"src") if p.is_dir()] + [p for p in [os.environ.get("PYTHONPATH")] if p]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    options = ["--ServerApp.allow_external_kernels=True", f"--ServerApp.external_connection_dir={kernels}",
-               "--ContentsManager.pre_save_hook=mlnb.clean.before_save"]
+    options = {"ServerApp.allow_external_kernels": True, "ServerApp.external_connection_dir": kernels,
+               "ContentsManager.pre_save_hook": "mlnb.clean.before_save", "LabApp.news_url": None,
+               "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}
     os.chdir(project.root)
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options, *asked.words])
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *[f"--{k}={v}" for k, v in options.items()], *asked.words])
 
 def _new(asked):
     from mlnb.new import new_project
@@ -228,10 +233,9 @@ def _new(asked):
 
 def _completion(asked):
     import argcomplete
-    print(argcomplete.shellcode(["mlnb"], shell=asked.shell))
-    return 0
+    return print(argcomplete.shellcode(["mlnb"], shell=asked.shell)) or 0
 
-# %% ../nbs/90_cli.ipynb #533b412c
+# %% ../nbs/90_cli.ipynb #810b9ef4
 _PIPELINE = (("pipeline",), {"nargs": "?", "help": "folder under nbs/stages; not needed when there is only one"})
 _STAGE = (("stage",), {"nargs": "?", "help": "a stage; all, when left out"})
 _RUN = (("run",), {"nargs": "?", "help": "last, last~1, or the beginning of an id; last, when left out"})
@@ -242,7 +246,7 @@ _EXCLUDE = (("--exclude",), {"metavar": "EXPR", "help": "the same, taken away"})
 _PARAMETER = (("-p", "--parameter"), {"action": "append", "metavar": "NAME=VALUE", "help": "stage.name=value, or name=value for every stage that has it"})
 _flag = lambda word, text: ((word,), {"action": "store_true", "help": text})
 
-COMMANDS = {
+COMMANDS: dict[str, Any] = {
     "run": (_run, "run what changed", [_PIPELINE, _SELECT, _EXCLUDE, (("-f", "--force"), {"metavar": "EXPR", "help": "run these even if nothing changed"}),
         _PARAMETER, (("-P", "--parameters-file"), {"metavar": "FILE", "help": "YAML or JSON: {name: value, stage: {name: value}}"}),
         (("-j", "--jobs"), {"type": int, "metavar": "N", "help": "stages at once; one per core, when left out"}),
@@ -251,27 +255,32 @@ COMMANDS = {
     "check": (_check, "find every mistake that can be found without running", [_PIPELINE, _JSON]),
     "params": (_params, "list parameters with type, value and meaning", [_STAGE, _OF, _PARAMETER, _JSON]),
     "ls": (_ls, "list the stages an expression means", [_OF, _SELECT, _EXCLUDE, _JSON]),
-    "graph": (_graph, "draw the pipeline with the state of its last run", [_PIPELINE, (("--svg",), {"metavar": "FILE", "help": "write a picture"}), _JSON]),
-    "why": (_why, "say what changed since the last result", [_STAGE, _OF, (("--against",), {"metavar": "RUN", "help": "compare with this run"}), _PARAMETER, _JSON]),
+    "graph": (_graph, "draw the pipeline with the state of its last run", [_PIPELINE, _JSON,
+        (("--svg",), {"metavar": "FILE", "nargs": "?", "const": "-", "help": "a picture, into a file or on standard output"})]),
+    "why": (_why, "say what changed since the last result", [_STAGE, _OF, (("--against",), {"metavar": "RUN", "help": "compare with this run"}),
+        _PARAMETER, _JSON]),
     "runs": (_runs, "list runs, newest first", [(("-n", "--number"), {"type": int, "metavar": "N", "help": "how many; 0 for all"}), _JSON]),
     "show": (_show, "show a run: stages, scraps, failures", [_RUN, _JSON]),
     "status": (_status, "show what a run is doing now", [_RUN, _JSON]),
     "lineage": (_lineage, "show what made a result", [(("scrap",), {"help": "stage.scrap, such as train.model"}), (("--run",), {"metavar": "RUN"}), _JSON]),
     "debug": (_debug, "get into a failed stage", [_STAGE, _OF, _flag("--stop", "end the kept kernel"), _JSON]),
-    "gc": (_gc, "remove runs and results that nothing kept needs", [(("--keep",), {"type": int, "default": 20, "metavar": "N", "help": "runs of each pipeline to keep (20)"}),
+    "gc": (_gc, "remove runs and results that nothing kept needs", [
+        (("--keep",), {"type": int, "default": 20, "metavar": "N", "help": "runs of each pipeline to keep (20)"}),
         _flag("--dry-run", "only say what would be removed"), _JSON]),
-    "new": (_new, "make a project from any table", [(("name",), {"help": "folder to make"}), (("--data",), {"required": True, "metavar": "FILE", "help": ".csv or .parquet"}),
+    "new": (_new, "make a project from any table", [(("name",), {"help": "folder to make"}),
+        (("--data",), {"required": True, "metavar": "FILE", "help": ".csv or .parquet"}),
         (("--label",), {"required": True, "metavar": "EXPR", "help": "a column, or an expression of columns such as 'tips > 0.2 * fare'"}),
         (("--slices",), {"default": "", "metavar": "A,B", "help": "columns by whose values the model is judged"}),
         (("--time",), {"default": "", "metavar": "COLUMN", "help": "the newest rows become the test set"}), _JSON]),
     "lab": (_lab, "open the project in JupyterLab", [(("words",), {"nargs": argparse.REMAINDER, "help": "given to jupyter lab"})]),
     "settings": (_settings, "list every setting with its meaning", [_JSON]),
-    "completion": (_completion, "print what makes a shell complete these words: eval \"$(mlnb completion bash)\"", [(("shell",), {"choices": ("bash", "zsh", "fish")})]),
+    "completion": (_completion, "print what makes a shell complete these words: eval \"$(mlnb completion bash)\"", [
+        (("shell",), {"choices": ("bash", "zsh", "fish")})]),
     "run-stage": (_run_stage, "execute one stage; what every engine calls", [(("spec",), {"nargs": "?"}), (("--serve",), {"type": int, "metavar": "PID"}),
         (("--parent",), {"type": int, "metavar": "PID"})]),
 }
 
-# %% ../nbs/90_cli.ipynb #1d57f2ea
+# %% ../nbs/90_cli.ipynb #21e1bcc0
 def parser(
     only:str="",  # name of a command: build only this one, which is faster; "" builds all
 ) -> argparse.ArgumentParser: # with one sub-command for each row of the table
@@ -282,7 +291,7 @@ def parser(
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (action, text, words) in COMMANDS.items():
         if only and name != only: continue
-        shown = {} if name == "run-stage" else {"help": text}
+        shown: dict[str, Any] = {} if name == "run-stage" else {"help": text}
         command = commands.add_parser(name, description=text[0].upper() + text[1:] + ".", allow_abbrev=False, **shown)
         for flags, options in words: _complete(command.add_argument(*flags, **options), flags)
         command.set_defaults(action=action)
@@ -306,7 +315,7 @@ def _complete(argument, flags):
             "run": "run", "--run": "run", "--against": "run"}.get(flags[-1])
     if kind: argument.completer = lambda **_: _names(kind)
 
-# %% ../nbs/90_cli.ipynb #04bb1b25
+# %% ../nbs/90_cli.ipynb #77e017be
 def _parsed(words):
     grammar = parser(words[0] if words and words[0] in COMMANDS else "")
     asked, unknown = grammar.parse_known_args(words)
@@ -314,7 +323,7 @@ def _parsed(words):
     elif unknown: grammar.error(f"unrecognized arguments: {' '.join(unknown)}")
     return asked
 
-# %% ../nbs/90_cli.ipynb #16f505e8
+# %% ../nbs/90_cli.ipynb #11b83e6f
 def main(
     words:list[str],  # without the program's name
 ) -> int:             # exit code

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['template_folder', 'set_defaults', 'copy_pipeline', 'look', 'make_project', 'new_text', 'new_project']
 
-# %% ../nbs/80_new.ipynb #7fc9909d
-import ast, json, shutil, sys
+# %% ../nbs/80_new.ipynb #e1c6f194
+import argparse, ast, json, shutil, sys
+from collections.abc import Sequence
 from pathlib import Path
 from .errors import DataError, NotebookError, ProjectError
 from .files import write_atomic
@@ -19,7 +20,10 @@ def template_folder() -> Path: # holds the notebooks of the reference pipeline
         if any(folder.glob("*.ipynb")): return folder
     raise ProjectError("the reference pipeline is not part of this installation", where=str(package), cure="install mlnb again")
 
-# %% ../nbs/80_new.ipynb #709004b9
+# %% ../nbs/80_new.ipynb #11e7534c
+def _literal(value): return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+# %% ../nbs/80_new.ipynb #a609d173
 def set_defaults(
     source:str,                 # text of a parameters cell
     values:dict[str, object],   # new defaults; names the cell does not have are left out
@@ -31,7 +35,7 @@ def set_defaults(
         if node.target.id not in values or node.value is None: continue
         start, end = node.value, lines[node.value.end_lineno - 1].encode()[node.value.end_col_offset:].decode()
         begin = lines[start.lineno - 1].encode()[:start.col_offset].decode()
-        lines[start.lineno - 1:start.end_lineno] = [f"{begin}{json.dumps(values[node.target.id], ensure_ascii=False) if isinstance(values[node.target.id], str) else repr(values[node.target.id])}{end}"]
+        lines[start.lineno - 1:start.end_lineno] = [f"{begin}{_literal(values[node.target.id])}{end}"]
         done.add(node.target.id)
     return "\n".join(lines), done
 
@@ -54,10 +58,10 @@ def copy_pipeline(
         raise NotebookError("no stage of the template has these parameters", where=str(source), got=", ".join(sorted(values.keys() - used)))
     return written
 
-# %% ../nbs/80_new.ipynb #69fe1816
+# %% ../nbs/80_new.ipynb #7f92af4d
 def _slices(schema):
     "Columns worth slicing by: few values, not the label."
-    fit = [c["name"] for c in schema["columns"] if c["role"] == "feature" and c["kind"] in ("category", "boolean") and 2 <= c["cardinality"] <= 12]
+    fit = [c["name"] for c in schema["columns"] if c["role"] == "feature" and c["kind"] in ("category", "boolean") and 2 <= c["distinct"] <= 12]
     return fit[:3]
 
 # %% ../nbs/80_new.ipynb #55661200
@@ -114,12 +118,12 @@ def _write_project(root, name, data, label, values):
     write_atomic(root/"README.md", _README.format(name=name, label=label, data=data.name))
     return copy_pipeline(template_folder(), root/"nbs"/"stages"/"tabular", values)
 
-# %% ../nbs/80_new.ipynb #dff55709
+# %% ../nbs/80_new.ipynb #c9ad461c
 def make_project(
     root:Path,               # folder to make; must not exist, or be empty
     data:Path,               # .csv or .parquet; it is copied into the project
     label:str,               # a column or an expression
-    slices:list[str]=(),     # columns to judge by; empty picks some
+    slices:Sequence[str]=(), # columns to judge by; empty picks some
     time:str="",             # column that orders the rows
 ) -> dict:                   # what was found: rows, facts, schema, leaks, slices
     "Make a project around a table; nothing is left behind when it fails."
@@ -135,7 +139,7 @@ def make_project(
         raise
     return found
 
-# %% ../nbs/80_new.ipynb #7fa6bafb
+# %% ../nbs/80_new.ipynb #da47e8a4
 def new_text(
     root:Path,    # the project
     found:dict,   # from `make_project`
@@ -152,8 +156,8 @@ def new_text(
     return "\n".join([*lines, "", "next:", f"  cd {root}", "  mlnb run"])
 
 def new_project(
-    asked,   # words of the command line
-) -> int:    # exit code
+    asked:argparse.Namespace, # words of the command line: name, data, label, slices, time, json
+) -> int:                     # exit code
     "`mlnb new`."
     root, slices = Path(asked.name), [s.strip() for s in asked.slices.split(",") if s.strip()]
     print(f"reading {asked.data} …", file=sys.stderr)

@@ -216,7 +216,8 @@ def test_a_second_command_gives_the_same_and_reads_nothing(place, monkeypatch):
     monkeypatch.setattr(sources_module, "digest_file", lambda path: pytest.fail(f"{path} was read again"))
     again = open_measures(project)
     assert parts_of(place.stage(), {}, {}, project, again) == parts
-    assert not any(c.changed for c in (again.modules.cache, again.modules.results, again.packages.cache, again.files.cache))
+    caches = (again.modules.cache, again.modules.results, again.packages.cache, again.files.cache)
+    assert not any(c.changed for c in caches)
 
 
 @pytest.mark.parametrize("name", ["modules.json", "files.json", "packages.json"])

@@ -25,14 +25,15 @@ def may_import(above: house.Lesson, below: house.Lesson) -> bool:
 
 
 def imported(cell: house.Code, known: set[str]) -> set[str]:
-    """Names of our modules that a cell imports, or names in a string as tables of lazy imports do."""
+    """Names of our modules that a cell imports, or names in a dictionary, as tables of lazy imports do."""
     names = set()
     for node in ast.walk(cell.tree()):
         if isinstance(node, ast.Import): names |= {a.name for a in node.names}
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
             if node.module == "mlnb": names |= {f"mlnb.pipeline.{LAZY[a.name]}" for a in node.names if a.name in LAZY}
-        if cell.exported and isinstance(node, ast.Constant) and isinstance(node.value, str): names.add(node.value)
+        if cell.exported and isinstance(node, ast.Dict):
+            names |= {v.value for v in node.values if isinstance(v, ast.Constant) and isinstance(v.value, str)}
     return names & known
 
 

@@ -391,7 +391,7 @@ def test_order_of_registrations_counts(tree):
         ("def __getattr__(name): return 1\ndef f(): pass", "import m", {"m"}),
         ("import sys\ndef f(n): return getattr(sys.modules[__name__], n)", "import m\nm.f('g')", {"m"}),
         ("import sys\ndef f(n): return sys.modules['other']", "import m\nm.f('g')", {"other"}),
-        ("import sys, other\ndef f(n): return sys.modules[n]", "import m\nm.f('g')", {"m", "other"}),
+        ("import sys, other\ndef f(n): return sys.modules[n]", "import m\nm.f(x)", {"m", "other"}),
         ("import importlib\ndef f(n): return importlib.import_module('other')", "import m\nm.f('g')", {"other"}),
         (
             "from importlib import import_module as im\ndef f(n): return im(f'plugins.{n}')",
@@ -405,10 +405,10 @@ def test_order_of_registrations_counts(tree):
         ),
         (
             "import importlib\ndef f(n): return importlib.import_module(n)",
-            "import m\nm.f('g')",
+            "import m\nm.f(x)",
             {"m", "other", "plugins", "plugins.a"},
         ),
-        ("def f(n): return __import__(n)", "import m\nm.f('g')", {"m", "other", "plugins", "plugins.a"}),
+        ("def f(n): return __import__(n)", "import m\nm.f(x)", {"m", "other", "plugins", "plugins.a"}),
         ("import other\ndef f(): return call(other)", "import m\nm.f()", {"other"}),
         ("import other\nTOOLS = [other]\ndef f(): return TOOLS[0].g()", "import m\nm.f()", {"other"}),
         ("def f(): return (lambda g: g.__globals__)(f)", "import m\nm.f()", {"m"}),
@@ -436,6 +436,41 @@ def test_undecidable(tree, module, code, whole):
         }
     )
     assert set(tree.reach(code).undecided) == whole
+
+
+OPTIONAL = """
+import importlib
+def optional(name): return importlib.import_module(name)
+def other(name): return optional(name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "whole", "packages"),
+    [
+        ("from m import optional\noptional('torch')", set(), {"torch"}),
+        ("import m\nm.optional('plugins.a')", {"plugins.a"}, set()),
+        ("from p import optional as o\no('plugins.a')\no('torch')", {"plugins.a"}, {"torch"}),
+        ("import m\nm.optional(name)", {"m", "p", "plugins", "plugins.a"}, set()),
+        ("import m\nm.optional(name='plugins.a')", {"m", "p", "plugins", "plugins.a"}, set()),
+        ("import m\nmap(m.optional, names)", {"m", "p", "plugins", "plugins.a"}, set()),
+        ("import m\nm.other('plugins.a')", {"m", "p", "plugins", "plugins.a"}, set()),
+        ("import m\nuse(m)", {"m", "p", "plugins", "plugins.a"}, set()),
+        ("import m\n{m.optional: 1}[m.optional]('torch')", {"m", "p", "plugins", "plugins.a"}, set()),
+        ("def optional(name): return __import__(name)\noptional('torch')", {"m", "p", "plugins", "plugins.a"}, set()),
+    ],
+)
+def test_functions_that_import_what_they_are_given(tree, code, whole, packages):
+    tree.write(
+        {
+            "m.py": OPTIONAL,
+            "p.py": "from m import optional",
+            "plugins/__init__.py": "",
+            "plugins/a.py": "def p(): pass",
+        }
+    )
+    reach = tree.reach(code)
+    assert set(reach.undecided) == whole and reach.packages == packages
 
 
 @pytest.mark.parametrize(
@@ -657,7 +692,7 @@ def test_a_kept_reach_reads_no_module_records(tree, monkeypatch):
     first.save()
     again = open_modules(tree.root, tree.root / "runs")
     assert reached(again, ["import m\nm.f()"]) == before
-    assert again.cache.entries_or_none is None and not again.records
+    assert again.cache.loaded is None and not again.records
 
 
 def test_only_reached_modules_are_read(tree, monkeypatch):

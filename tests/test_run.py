@@ -74,7 +74,7 @@ def test_parameters_change_results_and_come_back(chain):
     assert set(statuses(chain.run("-P", str(file))).values()) == {"skipped"}
 
 
-@pytest.mark.parametrize(("word", "expected"), [("m=4", "one of: n"), ("load.n=many", "int"), ("load.n=0", "at least 1"), ("lod.n=1", "load")])
+@pytest.mark.parametrize(("word", "expected"), [("m=4", "one of: n"), ("load.n=many", "whole number"), ("load.n=0", "at least 1"), ("lod.n=1", "load")])
 def test_wrong_parameters_are_found_before_anything_runs(chain, word, expected):
     said = chain.mlnb("run", "-p", word, code=2)
     assert expected in said.err and not said.out and "Traceback" not in said.err
@@ -159,7 +159,7 @@ def test_secrets_reach_the_stage_and_no_file(tmp_path):
         "print('the key is', str(key))\nimport os\nos.system('echo $API_KEY')\nglue('length', len(str(key)))", "glue('said', f'key={key!s}')", "raise ValueError(str(key))"]})
     said = project.mlnb("run", code=1, API_KEY=secret)
     stored = b"".join(p.read_bytes() for p in project.runs.rglob("*") if p.is_file())
-    for form in (secret, json.dumps(secret)[1:-1]): assert form.encode() not in stored + said.out.encode() + said.err.encode()
+    for form in (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]): assert form.encode() not in stored + said.out.encode() + said.err.encode()
     assert b"the key is ***" in stored
     assert "API_KEY" in project.mlnb("run", code=2).err
     assert "environment" in project.mlnb("run", "-p", "key=x", code=2, API_KEY=secret).err

@@ -14,13 +14,13 @@ import pandas as pd
 import papermill
 import pytest
 
-from mlnb.errors import NotebookError, ScrapError, StoreError
+from mlnb.errors import NotebookError, ProjectError, ScrapError, StoreError
 from mlnb.files import write_json
 from mlnb.pipeline import scraps
 from mlnb.pipeline.context import add_project_path
 from mlnb.pipeline.encoders import decode, encode
 from mlnb.pipeline.payloads import read_scraps
-from mlnb.pipeline.scraps import glue, ref
+from mlnb.pipeline.scraps import glue, ref, source
 from mlnb.pipeline.store import Store
 
 RUN = "20261120-101500-ab12"
@@ -344,6 +344,26 @@ def test_modules_of_the_project_are_found(project, monkeypatch):
     assert add_project_path() == []
     monkeypatch.chdir("/")
     assert add_project_path() == []
+
+
+def test_source_is_found_from_the_root_in_all_places(project, monkeypatch):
+    (project / "data").mkdir()
+    for name in "ba":
+        (project / "data" / f"{name}.csv").write_text(name)
+    finished_run(project, {})
+    here = project / "data"
+    for place in (None, project / "runs" / RUN, "context"):
+        if place == "context":
+            monkeypatch.setenv("MLNB_CONTEXT", str(context(project)))
+            monkeypatch.chdir("/")
+        elif place:
+            monkeypatch.chdir(place)
+        assert source("data/a.csv") == here / "a.csv" and source("data") == here
+        assert source("data/*.csv") == [here / "a.csv", here / "b.csv"]
+        assert source("s3://bucket/x.csv") == "s3://bucket/x.csv"
+        assert source("package://mlnb/pipeline/scraps.py") == Path(scraps.__file__)
+        with pytest.raises(ProjectError, match="c.csv"):
+            source("data/c.csv")
 
 
 def test_read_scraps_of_odd_notebooks(tmp_path):

@@ -34,7 +34,7 @@ objects = st.one_of(
             st.booleans(),
             st.integers(-(2**63), 2**63 - 1),
             st.dates(),
-            st.timedeltas(),
+            st.timedeltas(*[datetime.timedelta(days=sign * 10**8) for sign in (-1, 1)]),
             st.floats(),
             st.lists(st.integers(0, 9), max_size=3),
             st.tuples(words, words),

@@ -78,6 +78,7 @@ def test_inputs_do_not_depend_on_dtypes(trained):
     assert np.allclose(*same, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights():
     schema, parts = prepared("sold")
     def weights(seed):
@@ -99,6 +100,7 @@ class Stopped(BaseException):
     "As a kernel interrupt: nothing catches it."
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
     schema, parts = prepared("sold")
     build, built = tuning.build_model, []
@@ -118,6 +120,7 @@ def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(whole.table, found.table)
 
 
+@pytest.mark.slow
 def test_hyperband_finds_settings_that_fit(tmp_path):
     schema, parts = prepared("band")
     found = tuning.tune(parts["train"], parts["valid"], schema, tmp_path, epochs=2, method="hyperband", report=False)

@@ -121,15 +121,15 @@ def metric_value(
     if not len(labels) or not np.isfinite(scores).all(): return float("nan")
     return float(_function(task, metric)(labels, scores, np.ones((1, len(labels))), threshold)[0])
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #4e60e2e4
+# %% ../../nbs/evaluation/05_bootstrap.ipynb #d9e44470
 def replicates(
     metric:str,               # a name in `METRICS[task]`
     labels:Sequence[float],   # (n,)
     scores:Sequence[float],   # (n,) or (n, classes)
-    task:str="binary",
-    threshold:float=0.5,
+    task:str="binary",        # "binary", "multiclass" or "regression"
+    threshold:float=0.5,      # binary: positive when the score is above
     count:int=200,            # how often the test set is drawn again, at least 20
-    seed:int=0,
+    seed:int=0,               # draws the test sets
 ) -> np.ndarray:              # (count,) values of the metric; NaN where a draw left it undefined
     "The metric on `count` resampled test sets (Poisson bootstrap)."
     labels, scores = _arrays(labels, scores)
@@ -159,17 +159,17 @@ class Difference(NamedTuple):
     low: float     # lower end of the interval
     high: float    # upper end
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #7a51dae1
+# %% ../../nbs/evaluation/05_bootstrap.ipynb #876f873d
 def paired_difference(
     labels:Sequence[float],           # (n,)
     scores:Sequence[float],           # (n,) or (n, classes): the model
     other:Sequence[float],            # like `scores`: the model it is compared with
-    task:str="binary",
+    task:str="binary",                # "binary", "multiclass" or "regression"
     metric:str="",                    # "": the task's main metric
-    threshold:float=0.5,
+    threshold:float=0.5,              # binary: positive when the score is above
     count:int=400,                    # bootstrap replicates
-    level:float=0.95,
-    seed:int=0,
+    level:float=0.95,                 # share of replicates inside the interval, in (0, 1)
+    seed:int=0,                       # draws the test sets
 ) -> Difference:
     "Compare two models on the same rows by a paired bootstrap; raises `EvaluationError` where lengths differ."
     metric = metric or MAIN_METRIC.get(task, "")

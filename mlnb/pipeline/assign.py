@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['assign', 'missing_secrets', 'secret_values', 'mask']
 
-# %% ../../nbs/pipeline/22_assign.ipynb #b080d6b1
+# %% ../../nbs/pipeline/22_assign.ipynb #620a6022
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from ..errors import ParameterError
 from .notebook import Problem
@@ -111,7 +111,7 @@ def _not_given(stage, parameter):
     return ParameterError(f"parameter '{parameter.name}' has no default and no value", where=stage.path.name,
                           expected=parameter.comment, cure=f"-p {stage.name}.{parameter.name}=...")
 
-# %% ../../nbs/pipeline/22_assign.ipynb #a55b5de3
+# %% ../../nbs/pipeline/22_assign.ipynb #ac7d9c0a
 def missing_secrets(
     stages:dict[str, Stage],         # the stages that are to run
     environment:Mapping[str, str]|None=None,  # None: the process's own
@@ -133,12 +133,13 @@ def secret_values(
     return tuple(sorted(values, key=len, reverse=True))
 
 def mask(
-    text:str,                 # about to be written
-    values:tuple[str, ...],   # as `secret_values` returns them
-) -> str:                     # the same with *** in their place
-    "Mask secrets in a text, also as they look inside JSON."
+    text:str,               # about to be written or shown
+    values:Iterable[str],   # secret values; those of under four characters are left alone
+) -> str:                   # the same with *** in their place
+    "Mask secrets in a text, also as they look inside JSON, inside JSON in a text of JSON, and in a repr."
     import json
-    for value in values:
-        for form in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], value):
-            text = text.replace(form, "***")
+    for value in sorted((v for v in values if len(v) >= 4), key=len, reverse=True):
+        inner = [json.dumps(value, ensure_ascii=ascii_)[1:-1] for ascii_ in (True, False)]
+        inner += [json.dumps(form)[1:-1] for form in inner] + [repr(value)[1:-1], value]
+        for form in dict.fromkeys(inner): text = text.replace(form, "***")
     return text

@@ -6,11 +6,12 @@
 __all__ = ['context_of', 'kernel_environment', 'failed_cell', 'Stopper', 'failure', 'Attempt', 'commit', 'publish', 'record_of',
            'run_stage', 'kept_path']
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #6421eb2f
+# %% ../../nbs/pipeline/75_attempt.ipynb #12ac24d3
 import json, os, re, shutil, signal, sys, time
 from pathlib import Path
 from ..errors import MlnbError
 from ..files import read_json, write_json, write_once
+from .assign import mask
 from .processes import MARK, death_of, guard, kill_members
 from .runs import FORMAT, timestamp
 from .scratch import scratch_folder
@@ -188,7 +189,7 @@ def publish(
     except OSError: shutil.copyfile(source, temporary)
     os.replace(temporary, target)
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #dd1c9b88
+# %% ../../nbs/pipeline/75_attempt.ipynb #7aef9fbb
 def _resources():
     "Peak memory and processor time of the kernel and what it waited for."
     import resource
@@ -197,8 +198,7 @@ def _resources():
     return {"peak_memory_bytes": used.ru_maxrss * unit, "cpu_seconds": round(used.ru_utime + used.ru_stime, 3)}
 
 def _redacted(attempt, value):
-    from mlnb.pipeline.engine import redact
-    return json.loads(redact(json.dumps(value), attempt.secrets))
+    return json.loads(mask(json.dumps(value), attempt.secrets))
 
 # %% ../../nbs/pipeline/75_attempt.ipynb #f016b68e
 def record_of(
@@ -230,7 +230,7 @@ def run_stage(
         return _finish(attempt, record)
     finally: _clean(attempt)
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #debec3e6
+# %% ../../nbs/pipeline/75_attempt.ipynb #d53c8a25
 def _keep(attempt):
     "Leave the kernel alive and write down how to reach it."
     attempt.kept = bool(attempt.stopper.group)
@@ -252,9 +252,8 @@ def _finish(attempt, record):
     return 1 if record["error"] else 0 if won else 4
 
 def _redact_log(attempt):
-    from mlnb.pipeline.engine import redact
     log = attempt.folder/"log.txt"
-    if log.exists(): log.write_text(redact(log.read_text(errors="replace"), attempt.secrets))
+    if log.exists(): log.write_text(mask(log.read_text(errors="replace"), attempt.secrets))
 
 def _clean(attempt):
     if not attempt.kept:

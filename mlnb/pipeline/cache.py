@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['stamp', 'is_settled', 'made_by', 'Cache']
 
-# %% ../../nbs/pipeline/36_cache.ipynb #4b35ef9c
+# %% ../../nbs/pipeline/36_cache.ipynb #a96b0f2d
 import json, os, sys, time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from .. import __path__ as package_path, __version__
 from ..errors import StoreError
 from ..files import digest, write_atomic
@@ -30,16 +31,19 @@ def is_settled(
     "Is the last change at least two seconds ago (the coarsest clock of a common file system, FAT's)?"
     return (time.time_ns() if now_ns is None else now_ns) - max(state[1], state[3]) >= 2_000_000_000
 
-# %% ../../nbs/pipeline/36_cache.ipynb #9dd50f91
+# %% ../../nbs/pipeline/36_cache.ipynb #483a7d17
 def made_by(
     *names:str,  # modules of mlnb.pipeline, such as "modules"
 ) -> str:        # differs when Python, mlnb or one of those files does
     "The maker of answers that these modules compute."
-    states = [os.stat(os.path.join(package_path[0], "pipeline", f"{n}.py")) for n in names]
     python = ".".join(map(str, sys.version_info[:3]))
-    return " ".join([f"mlnb {__version__}, Python {python}:", *(f"{n} {s.st_size} {s.st_mtime_ns}" for n, s in zip(names, states, strict=True))])
+    texts = [f"mlnb {__version__}, Python {python}:"]
+    for name in names:
+        s = os.stat(os.path.join(package_path[0], "pipeline", f"{name}.py"))
+        texts.append(f"{name} {s.st_size} {s.st_mtime_ns}")
+    return " ".join(texts)
 
-# %% ../../nbs/pipeline/36_cache.ipynb #fe7ada60
+# %% ../../nbs/pipeline/36_cache.ipynb #1531ef3e
 class Cache:
     "Answers by key, each with the stamp under which it holds."
     def __init__(
@@ -48,15 +52,16 @@ class Cache:
         maker:str,          # what made the answers; another maker's are not used
         limit:int=50_000,   # entries kept at most
     ):
-        self.path, self.limit, self.changed, self.used = path, limit, False, set()
+        self.path, self.limit, self.changed = path, limit, False
+        self.used: set[str] = set()
+        self.loaded: dict[str, list]|None = None
         self.head = '{"format": 1, "maker": ' + json.dumps(maker) + ', "digest": "'
-        self.entries_or_none = None
 
     @property
     def entries(self) -> dict[str, list]:
         "All that is kept, read when it is first asked for."
-        if self.entries_or_none is None: self.entries_or_none = self._load() if self.path else {}
-        return self.entries_or_none
+        if self.loaded is None: self.loaded = self._load() if self.path else {}
+        return self.loaded
 
     def _load(self):
         try: data = Path(self.path).read_bytes()
@@ -67,7 +72,7 @@ class Cache:
         if data[len(head):len(head) + 64] != digest(data[start:-2]).encode() or data[-2:] != b"}\n": return {}
         return json.loads(data[start:-2])
 
-    def get(self, key:str, state:object) -> object:
+    def get(self, key:str, state:object) -> Any:
         "The answer kept under `key`, or None when it was given for another state."
         kept = self.entries.get(key)
         if kept is None or kept[0] != state: return None

@@ -162,10 +162,11 @@ def _encode_object(values, where):
         raise refuse_column(where, why, _CURES.get(kind, _MIXED)) from e
     return array, spec
 
-# %% ../../nbs/pipeline/52_columns.ipynb #ad1655d5
+# %% ../../nbs/pipeline/52_columns.ipynb #9e6c4d0e
 _HOMES = ("builtins", "datetime", "decimal", "numpy")
 _CURES = {"Timestamp": "use pd.to_datetime(df[c])", "Timedelta": "use pd.to_timedelta(df[c])",
-          "datetime": "use pd.to_datetime(df[c])", "UUID": "use .astype(str)", "Path": "use .astype(str)",
+          "datetime": "use pd.to_datetime(df[c])", "timedelta": "use .astype(str)", "UUID": "use .astype(str)",
+          "Path": "use .astype(str)",
           "set": "use df[c].map(sorted)", "dict": "use df[c].map(json.dumps)", "int": "use .astype(str)",
           "list": "make the elements of one type, or use df[c].map(json.dumps)",
           "Decimal": "give all as many digits, .map(lambda d: d.quantize(Decimal('0.01'))), or use .astype(str)"}

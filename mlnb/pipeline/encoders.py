@@ -55,7 +55,7 @@ def _read_array(path, meta):
     import numpy as np
     return np.load(path, allow_pickle=False)
 
-# %% ../../nbs/pipeline/55_encoders.ipynb #57493a59
+# %% ../../nbs/pipeline/55_encoders.ipynb #ae589153
 class Picture:
     "A stored figure: shows itself in a notebook; `png` and `svg` are its bytes and text."
 
@@ -65,7 +65,9 @@ class Picture:
         self.path = Path(path)
 
     @property
-    def png(self) -> bytes: return (self.path/"figure.png").read_bytes()
+    def png(self) -> bytes:
+        "The picture as PNG."
+        return (self.path/"figure.png").read_bytes()
 
     @property
     def svg(self) -> str:

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Place', 'Modules', 'KeptModules', 'open_modules']
 
-# %% ../../nbs/pipeline/39_finder.ipynb #d9c3dd06
+# %% ../../nbs/pipeline/39_finder.ipynb #f749a55e
 import os, sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from ..files import canonical_json, digest
 from .cache import Cache, is_settled, made_by, stamp
 from .records import Unit
@@ -46,20 +46,23 @@ class Place(NamedTuple):
     package:bool              # can it have modules inside?
     folders:tuple[str, ...]   # where those are
 
-# %% ../../nbs/pipeline/39_finder.ipynb #acf9546a
+# %% ../../nbs/pipeline/39_finder.ipynb #ead21a67
 class Modules:
     "The modules of one project, as they were when first looked at."
     def __init__(
         self,
         root:Path,              # the project's folder
-        cache:Cache|None=None,   # records of earlier commands; None: none, and nothing is kept
-        results:Cache|None=None, # what was found out from records
+        cache:Cache|None=None,  # records of earlier commands; None: none, and nothing is kept
     ):
         self.root = Path(os.path.realpath(root))
         self.folders = _source_folders(self.root)
-        self.cache, self.results = cache or Cache(None, ""), results or Cache(None, "")
-        self.listings, self.places, self.records, self.lists, self.stamps = {}, {}, {}, {}, {}
-        self.edges, self.pending, self.held = {}, {}, {}
+        self.cache = cache or Cache(None, "")
+        self.listings: dict[str, frozenset[str]] = {}
+        self.places: dict[str, Place|None] = {}
+        self.records: dict[str, dict[str, Any]] = {}
+        self.lists: dict[str, list[str]] = {}
+        self.stamps: dict[str, list[int]|None] = {}
+        self.edges: dict[tuple, list[tuple]] = {}     # for the next notebook
 
     def listing(self, folder:str) -> frozenset[str]:
         "Names in a folder; none when there is no such folder."
@@ -80,7 +83,8 @@ class Modules:
         portions = []
         for folder in above.folders if above else self.folders:
             names, path = self.listing(folder), os.path.join(folder, last)
-            if last in names and "__init__.py" in self.listing(path): return Place(os.path.join(path, "__init__.py"), True, (path,))
+            if last in names and "__init__.py" in self.listing(path):
+                return Place(os.path.join(path, "__init__.py"), True, (path,))
             compiled = [n for n in names if n.startswith(last + ".") and n.endswith(_COMPILED)]
             if compiled: return Place(os.path.join(folder, min(compiled)), False, ())
             if last + ".py" in names: return Place(path + ".py", False, ())
@@ -106,10 +110,11 @@ class Modules:
         if place.path.endswith(_COMPILED): source = f"[compiled {digest(source)}".encode()
         return analyse_module(source, name, place.package)
 
-    def record(self, name:str) -> dict[str, object]:
+    def record(self, name:str) -> dict[str, Any]:
         "The record of a project module; read from its file at most once per state of the file."
         if name in self.records: return self.records[name]
-        path = self.find(name).path
+        place = self.find(name)
+        path = place.path if place else ""
         before, key = stamp(path) if path else None, f"{name} {path}"
         record = self.cache.get(key, before) if before else None
         if record is None:
@@ -122,7 +127,7 @@ class Modules:
         self.records[name] = record
         return record
 
-    def stage_record(self, code:Iterable[str]) -> dict[str, object]:
+    def stage_record(self, code:Iterable[str]) -> dict[str, Any]:
         "The record of a stage's code, made at most once per text."
         cells = list(code)
         key = "stage " + digest("\n# %%\n".join(cells))
@@ -142,6 +147,10 @@ class Modules:
         if package not in self.lists: self.lists[package] = self._below(package)
         return self.lists[package]
 
+    def _is_package(self, name, path):
+        ours = name.isidentifier() and os.path.isdir(path) and not _is_loop(path)
+        return ours and "pyvenv.cfg" not in self.listing(path)
+
     def _below(self, package):
         place = self.find(package) if package else None
         if package and not place: return []
@@ -151,17 +160,29 @@ class Modules:
                 path, name = os.path.join(folder, entry), entry.split(".")[0]
                 full = f"{package}.{name}" if package else name
                 if entry.endswith(".py") and name != "__init__" or entry.endswith(_COMPILED): found.append(full)
-                elif entry.isidentifier() and entry not in _SKIPPED and os.path.isdir(path) and path not in self.folders \
-                        and "pyvenv.cfg" not in self.listing(path) and not _is_loop(path): found += self.below(full)
+                elif entry not in _SKIPPED and path not in self.folders and self._is_package(entry, path):
+                    found += self.below(full)
         return list(dict.fromkeys(n for n in found if self.find(n)))
 
-# %% ../../nbs/pipeline/39_finder.ipynb #3e14092e
+# %% ../../nbs/pipeline/39_finder.ipynb #8c9c0c85
 class KeptModules(Modules):
     "Modules with results that outlive the command."
+    def __init__(
+        self,
+        root:Path,               # the project's folder
+        cache:Cache|None=None,   # records of earlier commands
+        results:Cache|None=None, # what was concluded from them; None for either: nothing is kept
+    ):
+        super().__init__(root, cache)
+        self.results = results or Cache(None, "")
+        self.pending: dict[str, object] = {}
+        self.held: dict[str, bool] = {}
+
     def snapshot(self) -> dict|None:
         "All that was looked at; None while a file is too young to be remembered."
         if None in self.stamps.values(): return None
-        return {"places": {n: p and list(p) for n, p in self.places.items()}, "lists": self.lists, "stamps": self.stamps}
+        places = {n: p and list(p) for n, p in self.places.items()}
+        return {"places": places, "lists": self.lists, "stamps": self.stamps}
 
     def holds(self, snapshot:dict) -> bool:
         "Would everything be found as it was?"
@@ -169,7 +190,7 @@ class KeptModules(Modules):
                 and all(self.below(package) == names for package, names in snapshot["lists"].items())
                 and all(self.find(n) == (p and Place(p[0], p[1], tuple(p[2]))) for n, p in snapshot["places"].items()))
 
-    def kept(self, key:str) -> object:
+    def kept(self, key:str) -> Any:
         "A result put under `key` by an earlier command, when it still holds, or by this one."
         if key in self.pending: return self.pending[key]
         entry = self.results.get(key, 0)
@@ -193,11 +214,12 @@ class KeptModules(Modules):
             for key, result in self.pending.items(): self.results.put(key, 0, [name, result])
         for cache in (self.cache, self.results): cache.save()
 
-# %% ../../nbs/pipeline/39_finder.ipynb #8735dd4c
+# %% ../../nbs/pipeline/39_finder.ipynb #37ec2a9b
 def open_modules(
     root:Path,             # the project's folder
     caches:Path|None=None, # folder for the cache, such as runs/cache; None: nothing is kept
 ) -> KeptModules:
     "The modules of a project; `save()` keeps what was found out for the next command."
-    maker = made_by("records", "references", "modules", "finder", "reach")
-    return KeptModules(root, *(Cache(caches/f"{name}.json" if caches else None, maker) for name in ("modules", "reach")))
+    maker = made_by("scopes", "records", "references", "modules", "finder", "reach")
+    files = [caches/"modules.json", caches/"reach.json"] if caches else [None, None]
+    return KeptModules(root, *(Cache(file, maker) for file in files))

@@ -38,7 +38,7 @@ def open_measures(
 # %% ../../nbs/pipeline/45_fingerprint.ipynb #9c6210b3
 CELL_BREAK = "\n# %%\n"
 
-# %% ../../nbs/pipeline/45_fingerprint.ipynb #51a52ce6
+# %% ../../nbs/pipeline/45_fingerprint.ipynb #7cf4dccb
 def _parameters(stage, values):
     "Values by name as JSON; defaults where none was given."
     known = {p.name: p for p in stage.parameters}
@@ -54,14 +54,15 @@ def _sources(stage, values, project, files):
         text = values.get(source.parameter, defaults.get(source.parameter)) if source.parameter else source.text
         if source.parameter and not text: continue   # an input that this run does not have
         where = f"{stage.path.name}, cell {source.cell + 1}"
-        if str(text) not in found: found[str(text)] = digest_source(resolve_source(str(text), project.root, where), files, where)
+        if str(text) in found: continue
+        found[str(text)] = digest_source(resolve_source(str(text), project.root, where), files, where)
     return dict(sorted(found.items()))
 
 def _reach(stage, modules):
     "What a Python stage reaches; of another language only the code itself is known."
     return reached(modules, stage.code) if stage.language == "python" else Reach({}, frozenset(), {}, "")
 
-# %% ../../nbs/pipeline/45_fingerprint.ipynb #e82ea953
+# %% ../../nbs/pipeline/45_fingerprint.ipynb #edb3b78c
 def parts_of(
     stage:Stage,             # the stage, as read
     values:dict[str, object],   # parameters that were given; defaults count for the others
@@ -74,7 +75,8 @@ def parts_of(
     return {"code": digest(CELL_BREAK.join(stage.code)), "parameters": _parameters(stage, values),
             "upstream": dict(sorted(upstream.items())), "sources": _sources(stage, values, project, measures.files),
             "modules": reach.definitions, "packages": measures.packages.versions(sorted(reach.packages)),
-            "python": ".".join(map(str, sys.version_info[:3])), "seed": project.get("pipeline", "seed"), "kernel": stage.kernel}
+            "python": ".".join(map(str, sys.version_info[:3])), "seed": project.get("pipeline", "seed"),
+            "kernel": stage.kernel}
 
 def fingerprint(
     parts:dict[str, object], # as made by `parts_of`

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['registry_texts', 'kept_runs', 'Waste', 'find_waste', 'collect']
 
-# %% ../../nbs/pipeline/96_gc.ipynb #d726e64f
+# %% ../../nbs/pipeline/96_gc.ipynb #5970c215
 import re, shutil
-from pathlib import Path
 from typing import NamedTuple
 from ..errors import RunError
 from ..files import is_locked, lock

@@ -5,26 +5,29 @@
 # %% auto #0
 __all__ = ['is_idle', 'docstrings', 'unit_text', 'analyse_module', 'analyse_stage']
 
-# %% ../../nbs/pipeline/38_modules.ipynb #9fb6921b
+# %% ../../nbs/pipeline/38_modules.ipynb #eb5df3db
 import ast, builtins
 from collections.abc import Iterable
+from typing import Any
 from ..files import digest
 from .records import Unit
-from .references import Home, bindings, name_chain, references
+from .references import references
+from .scopes import FUNCTIONS, Home, bindings, name_chain
 
-# %% ../../nbs/pipeline/38_modules.ipynb #0ef512d6
+# %% ../../nbs/pipeline/38_modules.ipynb #e0d29801
 def is_idle(
-    statement:ast.stmt,  # any statement
-) -> bool:               # True when leaving it out changes nothing but `__doc__`
+    statement:ast.AST,  # any statement
+) -> bool:              # True when leaving it out changes nothing but `__doc__`
     "A docstring or another constant that stands for itself, and `pass`."
-    return isinstance(statement, ast.Pass) or isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    constant = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return constant or isinstance(statement, ast.Pass)
 
 def docstrings(
     nodes:Iterable[ast.AST],  # definitions or whole modules
 ) -> str:                     # "" when there are none
     "All texts that stand as statements in these nodes."
-    return "\n".join(n.value.value for top in nodes for n in ast.walk(top)
-                     if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) and isinstance(n.value.value, str))
+    values = [n.value for top in nodes for n in ast.walk(top) if isinstance(n, ast.Expr)]
+    return "\n".join(v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str))
 
 class _Strip(ast.NodeTransformer):
     "Take idle statements out of every block."
@@ -77,9 +80,7 @@ def _calls(nodes, home, pure=False):
         else: stack.extend(ast.iter_child_nodes(node))
     return False
 
-# %% ../../nbs/pipeline/38_modules.ipynb #645082b7
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-
+# %% ../../nbs/pipeline/38_modules.ipynb #eba15dd8
 def _function_acts(node, home, members):
     if not all(_is_pure(d, home, members or ()) for d in node.decorator_list): return "decorated"
     a = node.args
@@ -98,7 +99,7 @@ def _class_acts(node, home):
 
 def _acts(node, home, members=None):
     "Why a statement does more than bind a name, or an empty text; `members` are the names around it in a class body."
-    if isinstance(node, _FUNCTIONS): return _function_acts(node, home, members)
+    if isinstance(node, FUNCTIONS): return _function_acts(node, home, members)
     if isinstance(node, ast.ClassDef): return _class_acts(node, home)
     in_class = members is not None
     if isinstance(node, ast.Assign):
@@ -109,11 +110,12 @@ def _acts(node, home, members=None):
         return "calls" if _calls([node.annotation, node.value], home, in_class) else ""
     return "" if type(node).__name__ == "TypeAlias" else "a statement"
 
-# %% ../../nbs/pipeline/38_modules.ipynb #948682fe
+# %% ../../nbs/pipeline/38_modules.ipynb #5a3267fd
 def _executed(statements, home):
     "Top-level statements that an import executes."
+    flags = {"typing.TYPE_CHECKING", "typing_extensions.TYPE_CHECKING"}
     for s in statements:
-        checking = isinstance(s, ast.If) and _full_names(s.test, home) <= {"typing.TYPE_CHECKING", "typing_extensions.TYPE_CHECKING"}
+        checking = isinstance(s, ast.If) and _full_names(s.test, home) <= flags
         if checking or isinstance(s, ast.If) and ast.unparse(s.test) == "__name__ == '__main__'":
             yield from _executed(s.orelse, home)
         elif not is_idle(s): yield s
@@ -123,7 +125,8 @@ def _is_import(node): return isinstance(node, (ast.Import, ast.ImportFrom))
 def _group(statements, home):
     "Indices of statements that make a unit together, by the names they bind, and those of the body."
     bound = [bindings([s], home)[0] for s in statements]
-    plain = [not _is_import(s) and (isinstance(s, (*_FUNCTIONS, ast.ClassDef)) or not _acts(s, home)) for s in statements]
+    defines = (*FUNCTIONS, ast.ClassDef)
+    plain = [not _is_import(s) and (isinstance(s, defines) or not _acts(s, home)) for s in statements]
     body = {i for i, s in enumerate(statements) if not plain[i] and not _is_import(s)}
     places, groups = {}, {}
     for i, names in enumerate(bound):
@@ -136,7 +139,7 @@ def _group(statements, home):
     groups |= {", ".join(names): [i] for i, names in enumerate(bound) if plain[i] and i not in taken}
     return dict(sorted(groups.items(), key=lambda g: g[1])), body
 
-# %% ../../nbs/pipeline/38_modules.ipynb #dc333afd
+# %% ../../nbs/pipeline/38_modules.ipynb #f4b7b546
 def _unit(nodes, home, texts):
     "The unit that these statements make."
     refs, text_acts = references(nodes, home), next((r for n in nodes if (r := _acts(n, home))), "")
@@ -144,22 +147,24 @@ def _unit(nodes, home, texts):
     bases = [b.value if isinstance(b, ast.Subscript) else b for b in [*getattr(nodes[-1], "bases", ()), *values]]
     asked = [ast.unparse(b) if name_chain(b) else "?" for b in bases
              if not all(n.startswith("builtins.") and hasattr(builtins, n[9:]) for n in _full_names(b, home))]
-    docs = docstrings(nodes)
+    docs, given = docstrings(nodes), ""
+    if "!given|sys.modules" in refs: given = "loaded"
+    if "!given|imported by a computed name" in refs: given = "import"
     return Unit(_keep(unit_text(nodes), texts), _keep(docs, texts), text_acts, tuple(asked),
                 text_acts in ("class keywords", "acts without being called", "a base is computed"),
-                isinstance(nodes[-1], ast.ClassDef), tuple(refs))
+                isinstance(nodes[-1], ast.ClassDef), tuple(refs), given)
 
 def _keep(text, texts):
     "Digest of a text, which is put into `texts`; nothing for no text."
     if text: texts[digest(text)] = text
     return digest(text) if text else ""
 
-# %% ../../nbs/pipeline/38_modules.ipynb #6b60f404
+# %% ../../nbs/pipeline/38_modules.ipynb #e6526d55
 def _home(statements, module, package):
     "The module's names with the imports that bind them; `global` in a function binds too."
     bare = Home(module, package, {})
     names = bindings(statements, bare)[0]
-    for node in (n for s in statements for n in ast.walk(s) if isinstance(n, _FUNCTIONS)):
+    for node in (n for s in statements for n in ast.walk(s) if isinstance(n, FUNCTIONS)):
         for name, targets in bindings(node.body, bare)[1].items():
             names[name] = tuple(dict.fromkeys([*names.get(name, ()), *targets]))
     return Home(module, package, names)
@@ -176,7 +181,8 @@ def _import_texts(statements, home, texts):
 def _exported_names(statements):
     "The texts of a literal `__all__`."
     values = [s.value for s in statements if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "__all__"]
-    return [e.value for v in values for e in getattr(v, "elts", ()) if isinstance(e, ast.Constant) and isinstance(e.value, str)]
+    items = [e.value for v in values for e in getattr(v, "elts", ()) if isinstance(e, ast.Constant)]
+    return [i for i in items if isinstance(i, str)]
 
 def _take_apart(source, module, package, texts):
     "The record of a module that parses."
@@ -199,28 +205,28 @@ def _take_apart(source, module, package, texts):
               "module-level __getattr__" if "__getattr__" in names else "")
     tree = ast.parse(source)
     all_docs, whole = _keep(docstrings([tree]), texts), _keep(unit_text(tree.body), texts)
-    return {"names": names, "imports": _import_texts([statements[i] for i in sorted(imports)], home, texts), "units": units,
-            "whole": reason, "digest": whole, "docs": all_docs, "reads_docs": b"__doc__" in source or b"inspect" in source,
-            "all": _exported_names(statements)}
+    named = _import_texts([statements[i] for i in sorted(imports)], home, texts)
+    return {"names": names, "imports": named, "units": units, "whole": reason, "digest": whole, "docs": all_docs,
+            "reads_docs": b"__doc__" in source or b"inspect" in source, "all": _exported_names(statements)}
 
-# %% ../../nbs/pipeline/38_modules.ipynb #f43d856d
+# %% ../../nbs/pipeline/38_modules.ipynb #9a691b8a
 def analyse_module(
     source:bytes,        # the file's content
     module:str,          # dotted name
     package:bool=False,  # is it an `__init__.py`?
-) -> tuple[dict[str, object], dict[str, str]]: # the record, and all texts by digest
+) -> tuple[dict[str, Any], dict[str, str]]: # the record, and all texts by digest
     "Take a module apart; what is not Python counts as it is."
-    texts = {}
+    texts: dict[str, str] = {}
     try: return _take_apart(source, module, package, texts), texts
     except (SyntaxError, ValueError, RecursionError):
         text = source.decode(errors="replace")
-        return {"names": {}, "imports": {}, "units": {"(body)": Unit()}, "whole": "does not parse", "digest": _keep(text, texts),
-                "docs": "", "reads_docs": False, "all": []}, texts
+        return {"names": {}, "imports": {}, "units": {"(body)": Unit()}, "whole": "does not parse",
+                "digest": _keep(text, texts), "docs": "", "reads_docs": False, "all": []}, texts
 
-# %% ../../nbs/pipeline/38_modules.ipynb #c78fe061
+# %% ../../nbs/pipeline/38_modules.ipynb #08198686
 def analyse_stage(
     code:Iterable[str],  # the code cells
-) -> dict[str, object]:  # a record with nothing but names and a body
+) -> dict[str, Any]:     # a record with nothing but names and a body
     "What a stage's own code refers to; a cell that does not parse may reach everything."
     statements, broken = [], []
     for cell in code:

@@ -136,10 +136,10 @@ def _cell_to_python(lines):
     if name in _RUNS_PYTHON: return lines[:first] + [call + "...)"] + (_cell_to_python(body) if body else [])
     return lines[:first] + [call + repr("\n".join(body)) + ")"] + [""] * len(body)
 
-# %% ../../nbs/pipeline/10_notebook.ipynb #bd9a934a
+# %% ../../nbs/pipeline/10_notebook.ipynb #df39777f
 def parse_python(
     source:str,   # Python without magics
-):                # `ast.Module`
+) -> object:      # `ast.Module`
     "Parse a cell; everything that is wrong with it is a `SyntaxError`, and nothing is printed."
     import ast
     import warnings
@@ -158,9 +158,9 @@ def python_source(
     except SyntaxError: return "\n".join(_cell_to_python(source.split("\n")))
     return source
 
-# %% ../../nbs/pipeline/10_notebook.ipynb #130106a7
+# %% ../../nbs/pipeline/10_notebook.ipynb #cd53b618
 def tree_source(
-    tree,     # `ast.Module` of one cell
+    tree:object, # `ast.Module` of one cell
 ) -> str:     # "" when the cell does nothing
     "Write a parsed cell back as the text that counts; raises `SyntaxError` when it is nested too deeply for that."
     import ast

@@ -52,14 +52,16 @@ def _code_files(origin, folders):
     return sorted((os.path.relpath(os.path.join(place, f), folder), os.path.join(place, f)) for folder in folders
                   for place, _, files in os.walk(folder) for f in files if f.endswith((".py", ".so")))
 
-# %% ../../nbs/pipeline/42_packages.ipynb #d313f70d
+# %% ../../nbs/pipeline/42_packages.ipynb #808b6d41
 class Packages:
     "Installed distributions by the names that code imports."
     def __init__(
         self,
         cache:Cache|None=None,  # answers of earlier commands; None: none, and nothing is kept
     ):
-        self.cache, self.table, self.places = cache or Cache(None, ""), None, {}
+        self.cache = cache or Cache(None, "")
+        self.table: dict[str, dict[str, str]] = {}
+        self.places: dict[str, dict[str, str]] = {}
         self.folders = [os.path.realpath(p) for p in sys.path if p and os.path.isdir(p)]
 
     def _look_up(self):
@@ -93,8 +95,8 @@ class Packages:
 
     def versions(self, names:Iterable[str]) -> dict[str, str]:
         "Version by distribution for imported top-level names; a name that cannot be imported is `missing`."
-        if self.table is None: self._look_up()
-        found = {}
+        if not self.table: self._look_up()
+        found: dict[str, str] = {}
         for name in names:
             if name not in self.table: self.table[name] = self._locate(name)
             found |= self.table[name]

@@ -156,7 +156,7 @@ def _checked(parameter, say):
         return p
     return p._replace(default=fitted)
 
-# %% ../../nbs/pipeline/15_parameters.ipynb #9451fd48
+# %% ../../nbs/pipeline/15_parameters.ipynb #204d9ea5
 def read_parameters(
     cell:Cell,  # the cell tagged `parameters`
 ) -> tuple[list[Parameter], list[Problem]]:  # in the cell's order; the problems name no notebook yet
@@ -180,7 +180,7 @@ def read_parameters(
     return list(found.values()), problems
 
 def is_assignment(
-    node,     # statement, an `ast.stmt`
+    node:object, # statement, an `ast.stmt`
 ) -> bool:    # `name = ...` or `name: type ...`; False for `a.b = 1`, `a, b = 1, 2`, `a = b = 1` and everything else
     "Can this statement of a parameters cell declare a parameter?"
     targets = getattr(node, "targets", None) or [getattr(node, "target", None)]

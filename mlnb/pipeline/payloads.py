@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MIME', 'output_of', 'read_scraps', 'ArtifactEncoder', 'PlainEncoder', 'register_encoders', 'watch_scrapbook']
 
-# %% ../../nbs/pipeline/63_payloads.ipynb #7b716033
-import json, sys
+# %% ../../nbs/pipeline/63_payloads.ipynb #9b0b9264
+import json
 from pathlib import Path
 from ..errors import NotebookError, ScrapError
 from .context import current_context, current_store
 from .encoders import decode, encode, goes_to_store, inline_digest
+from .hooks import when_imported
 from .values import from_plain, to_plain
 
 # %% ../../nbs/pipeline/63_payloads.ipynb #999dfee6
@@ -53,35 +54,48 @@ def read_scraps(
                 found.pop(record["name"], None); found[record["name"]] = record
     return found
 
-# %% ../../nbs/pipeline/63_payloads.ipynb #f4043620
+# %% ../../nbs/pipeline/63_payloads.ipynb #f3d687ef
 class ArtifactEncoder:
     "An encoder for scrapbook's registry: tables, models and files by reference."
-    def name(self) -> str: return "artifact"
+    def name(self) -> str:
+        "What scrapbook calls it."
+        return "artifact"
 
-    def encodable(self, data:object) -> bool: return current_context() is not None and goes_to_store(data)
+    def encodable(self, data:object) -> bool:
+        "Does this go into the store, and is there one?"
+        return current_context() is not None and goes_to_store(data)
 
-    def encode(self, scrap:object, **_) -> object:
+    def encode(self, scrap:object, **_:object) -> object:
+        "Put the value into the store and its record in the value's place; raises `ScrapError` outside of a run."
         if current_context() is None:
             raise ScrapError("artifacts are stored in a run only", where="sb.glue", cure="show it with glue() of mlnb")
         record = encode(scrap.data, scrap.name, current_store())
         data = record if record["encoder"] == "artifact" else record["data"]
         return scrap._replace(data=data, encoder=record["encoder"])
 
-    def decode(self, scrap:object, **_) -> object: return scrap._replace(data=decode(scrap.data, current_store()))
+    def decode(self, scrap:object, **_:object) -> object:
+        "The value behind a record."
+        return scrap._replace(data=decode(scrap.data, current_store()))
 
 class PlainEncoder:
     "scrapbook's JSON encoder, with NaN, tuples, dates and other keys than strings."
-    def name(self) -> str: return "json"
+    def name(self) -> str:
+        "It takes the place of scrapbook's own."
+        return "json"
 
     def encodable(self, data:object) -> bool:
+        "Is this a plain value, and no text?"
         try: return type(data) is not str and (data is None or to_plain(data) is not None)
         except (ScrapError, RecursionError): return False
 
-    def encode(self, scrap:object, **_) -> object:
-        if isinstance(scrap.data, str): return scrap._replace(data=json.loads(scrap.data))  # as scrapbook does
+    def encode(self, scrap:object, **_:object) -> object:
+        "The value as strict JSON; a text is JSON already, as scrapbook has it."
+        if isinstance(scrap.data, str): return scrap._replace(data=json.loads(scrap.data))
         return scrap._replace(data={"$none": True} if scrap.data is None else to_plain(scrap.data))
 
-    def decode(self, scrap:object, **_) -> object: return scrap._replace(data=from_plain(scrap.data))
+    def decode(self, scrap:object, **_:object) -> object:
+        "The value as it was."
+        return scrap._replace(data=from_plain(scrap.data))
 
 # %% ../../nbs/pipeline/63_payloads.ipynb #7fb6d5f0
 def register_encoders() -> None:
@@ -93,28 +107,7 @@ def register_encoders() -> None:
     registry.register(ArtifactEncoder())
     for name, encoder in others.items(): registry.register(PlainEncoder() if name == "json" else encoder)
 
-# %% ../../nbs/pipeline/63_payloads.ipynb #fbb70f44
-class _Watcher:
-    "A finder that finds what others find, and registers after scrapbook was executed."
-    asking = False
-
-    def find_spec(self, name, path=None, target=None):
-        if name != "scrapbook" or self.asking: return None
-        from importlib.util import find_spec
-        self.asking = True
-        try: spec = find_spec(name)
-        finally: self.asking = False
-        if spec is None or spec.loader is None: return spec
-        execute = spec.loader.exec_module
-        def exec_module(module):
-            execute(module)
-            if self in sys.meta_path: sys.meta_path.remove(self)
-            register_encoders()
-        spec.loader.exec_module = exec_module
-        return spec
-
+# %% ../../nbs/pipeline/63_payloads.ipynb #24c96af6
 def watch_scrapbook() -> None:
     "Register our encoders as soon as scrapbook is imported; at once when it is already."
-    if "scrapbook" in sys.modules: return register_encoders()
-    if not any(isinstance(finder, _Watcher) for finder in sys.meta_path): sys.meta_path.insert(0, _Watcher())
-    return None
+    when_imported("scrapbook", register_encoders)

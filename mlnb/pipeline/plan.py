@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['Decision', 'Planner', 'upstream_digests', 'is_whole', 'gate_open', 'unselected_records', 'Outlook', 'outlook']
 
-# %% ../../nbs/pipeline/80_plan.ipynb #d08585ec
+# %% ../../nbs/pipeline/80_plan.ipynb #f34e9dac
+from collections.abc import Set
 from typing import NamedTuple
 from ..errors import MlnbError, RunError, ScrapError
 from .fingerprint import fingerprint, open_measures, parts_of, texts_of
 from .graph import Graph
 from .runs import newest_good
+from .stage import Stage
 from .store import Store
+from .values import from_plain
 from ..settings import Project
 
-# %% ../../nbs/pipeline/80_plan.ipynb #b008b027
+# %% ../../nbs/pipeline/80_plan.ipynb #779939bb
 class Decision(NamedTuple):
     "What is to be done with one stage."
     action: str        # "skip" or "run"
@@ -25,7 +28,7 @@ class Decision(NamedTuple):
 class Planner:
     "Decides, one stage at a time, from the records of the stages above it."
 
-    def __init__(self, project:Project, graph:Graph, values:dict[str, dict], forced:set[str]=frozenset()):
+    def __init__(self, project:Project, graph:Graph, values:dict[str, dict], forced:Set[str]=frozenset()):
         self.project, self.graph, self.values, self.forced = project, graph, values, forced
         self.store, self.measures = Store(project.runs/"store"), open_measures(project)
 
@@ -42,9 +45,9 @@ class Planner:
         "Put the code behind a stage's fingerprint into the store, so that `mlnb why` can show lines later."
         for text in texts_of(self.graph.stages[name], self.measures).values(): self.store.put_bytes(text.encode())
 
-# %% ../../nbs/pipeline/80_plan.ipynb #5a96e89b
+# %% ../../nbs/pipeline/80_plan.ipynb #1b9e6af1
 def upstream_digests(
-    stage,                    # a Stage
+    stage:Stage,              # which
     records:dict[str, dict],  # records of the stages above, by name
 ) -> dict[str, str]:          # "stage.scrap" -> digest; "after stage" -> fingerprint
     "What a stage takes from above, by content; raises `ScrapError`."
@@ -65,9 +68,9 @@ def is_whole(
     "Are all artifacts of a result still there? By asking the file system, not by reading them."
     return all(store.has(s["digest"], s["bytes"]) for s in record["scraps"].values() if s["encoder"] == "artifact")
 
-# %% ../../nbs/pipeline/80_plan.ipynb #6d695488
+# %% ../../nbs/pipeline/80_plan.ipynb #08d4fdf4
 def gate_open(
-    stage,                    # a Stage
+    stage:Stage,              # which
     records:dict[str, dict],  # records of the stages above
 ) -> bool:                    # True when there is no gate, or its scrap is true
     "May the stage go on? Raises `ScrapError` when the gate's scrap was never glued."
@@ -80,7 +83,7 @@ def gate_open(
     if found["encoder"] == "artifact":
         raise ScrapError(f"the gate of this stage, {stage.when}, is no plain value", where=stage.path.name, got=found["type"],
                          expected="true or false")
-    return bool(found["data"])
+    return bool(from_plain(found["data"]) if found["encoder"] == "json" else found["data"])
 
 # %% ../../nbs/pipeline/80_plan.ipynb #02007ccd
 def unselected_records(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MARK', 'die_with_parent', 'members', 'kill_members', 'guard', 'death_of', 'stop_group']
 
-# %% ../../nbs/pipeline/72_processes.ipynb #0c557dea
+# %% ../../nbs/pipeline/72_processes.ipynb #78cdf5d1
 import os, signal, sys, time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from ..errors import StageError
 
 # %% ../../nbs/pipeline/72_processes.ipynb #31f9a37f
@@ -21,7 +21,7 @@ def die_with_parent(
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent: os._exit(1)
 
-# %% ../../nbs/pipeline/72_processes.ipynb #1044a58e
+# %% ../../nbs/pipeline/72_processes.ipynb #182406fa
 MARK = "MLNB_ATTEMPT"
 
 def _session(pid):
@@ -36,17 +36,17 @@ def _is_marked(pid, mark):
 
 def members(
     mark:str,               # value of the mark in the environment
-    sessions:set[int]=frozenset(), # sessions that belong to it as well
+    sessions:Set[int]=frozenset(), # sessions that belong to it as well
 ) -> list[int]:             # process numbers, without this process
     "Processes that belong to an attempt; empty where there is no /proc."
     try: pids = [int(p) for p in os.listdir("/proc") if p.isdigit()]
     except OSError: return []
     return [p for p in pids if p != os.getpid() and (_is_marked(p, mark) or sessions and _session(p) in sessions)]
 
-# %% ../../nbs/pipeline/72_processes.ipynb #29640034
+# %% ../../nbs/pipeline/72_processes.ipynb #669bd6ab
 def kill_members(
     mark:str,               # value of the mark in the environment
-    sessions:set[int]=frozenset(), # sessions that belong to it as well
+    sessions:Set[int]=frozenset(), # sessions that belong to it as well
     seconds:float=5.0,      # s; how long to go on while some keep appearing
 ) -> int:                   # how many were killed
     "Kill all that belongs to an attempt, again until none is left, because a process may fork while it is being hunted."
@@ -62,7 +62,7 @@ def kill_members(
         except OSError: continue
     return len(killed)
 
-# %% ../../nbs/pipeline/72_processes.ipynb #f900807d
+# %% ../../nbs/pipeline/72_processes.ipynb #acc48d25
 def _watch(pipe, mark):
     "The guardian's life: read sessions until the pipe closes, then kill what is left."
     os.setsid()
@@ -88,7 +88,8 @@ def guard(
         finally: os._exit(0)
     os.close(reading)
     os.set_inheritable(writing, False)
-    return lambda session: os.write(writing, f"{session}\n".encode()) and None
+    def tell(session): os.write(writing, f"{session}\n".encode())
+    return tell
 
 # %% ../../nbs/pipeline/72_processes.ipynb #9be837be
 def death_of(

@@ -17,7 +17,7 @@ _HARNESS = ("mlnb.pipeline", "mlnb.tracking", "mlnb.errors", "mlnb.settings", "m
 def _is_harness(module):
     return module == "mlnb" or any(module == h or module.startswith(h + ".") for h in _HARNESS)
 
-# %% ../../nbs/pipeline/40_reach.ipynb #3ed65b48
+# %% ../../nbs/pipeline/40_reach.ipynb #6d396d36
 class _Graph:
     "Edges between nodes, for one stage."
     def __init__(self, modules, stage):
@@ -39,49 +39,58 @@ class _Graph:
         "Nodes for a module that is not the project's."
         return [("package", name.partition(".")[0])] if self.modules.origin(name) == "installed" else []
 
-    def follow(self, module, taken, seen=frozenset()):
-        "Nodes for what is taken from a module by one attribute after another; nothing taken: the module used as a value."
+    def follow(self, module, taken, seen=frozenset(), given=""):
+        "Nodes for what is taken from a module, attribute by attribute; nothing taken: the module used as a value."
         place = self.modules.find(module)
         if not place: return self.outside(module)
         if not taken: return [("whole", module, "used as a value")]
         inner, nodes = f"{module}.{taken[0]}", self.imported(module)
         names = {} if _is_harness(module) else self.record(module)["names"]
         if taken[0] in names:
-            nodes += self.resolve(module, taken[0], taken[1:], seen)
+            nodes += self.resolve(module, taken[0], taken[1:], seen, given)
             if any(entry.startswith(f"={inner}:") for entry in names[taken[0]]): return nodes
-        if self.modules.find(inner): return nodes + self.imported(inner) + self.follow(inner, taken[1:], seen)
+        if self.modules.find(inner): return nodes + self.imported(inner) + self.follow(inner, taken[1:], seen, given)
         if taken[0] in names or _is_harness(module): return nodes
         if not place.path: return nodes + self.outside(inner)
         if taken[0] in ("__name__", "__file__", "__path__", "__package__", "__spec__", "__doc__"): return nodes
         return [*nodes, ("whole", module, f"no {taken[0]} found in it")]
 
-    def resolve(self, module, name, taken=(), seen=frozenset()):
-        "Nodes for a name of a module and what is taken from it."
+    def resolve(self, module, name, taken=(), seen=frozenset(), given=""):
+        "Nodes for a name of a module and what is taken from it; `given` is a text it is called with."
         if (module, name, taken) in seen: return []
         record, nodes = self.record(module), []
         for entry in record["names"].get(name, ()):
-            if not entry.startswith("="): nodes.append(("unit", module, entry))
+            if not entry.startswith("="):
+                nodes.append(("unit", module, entry))
+                how = record["units"][entry].given
+                if how: nodes += self.by_text(given) if given or how == "import" else [("loaded", "sys.modules")]
             else:
-                nodes += self.target(entry[1:], taken, seen | {(module, name, taken)})
+                nodes += self.target(entry[1:], taken, seen | {(module, name, taken)}, given)
                 if name in record["imports"] and not self.modules.find(entry[1:].partition(":")[0]):
                     nodes.append(("bind", module, name))
         return nodes
 
-    def target(self, text, taken=(), seen=frozenset()):
+    def by_text(self, name, reason="imported by its name as a text"):
+        "Nodes for the import of a module whose name is a text; an empty one may be any."
+        if name: return [*self.imported(name), *([("whole", name, reason)] if self.modules.find(name) else [])]
+        return [("whole", m, "imported by a computed name") for m in self.modules.below()]
+
+    def target(self, text, taken=(), seen=frozenset(), given=""):
         "Nodes for an import target `module:name.name` and what is taken from it."
         module, _, names = text.partition(":")
-        return self.follow(module, (*filter(None, names.split(".")), *taken), seen)
+        return self.follow(module, (*filter(None, names.split(".")), *taken), seen, given)
 
-# %% ../../nbs/pipeline/40_reach.ipynb #ea600ae3
+# %% ../../nbs/pipeline/40_reach.ipynb #75b3b164
 class _References(_Graph):
     "Nodes that references lead to."
     def refer(self, module, ref):
         "Nodes for one reference in the code of a module."
-        if ref[0] == "=": return self.target(ref[1:])
         if ref[0] == "+": return self.imported(*ref[1:].split(":"))
         if ref[0] == "!": return self.undecided(module, *ref[1:].partition("|")[::2])
-        name, *taken = ref.split(".")
-        return self.resolve(module, name, tuple(taken))
+        text, _, given = ref.partition("|")
+        if ref[0] == "=": return self.target(text[1:], given=given)
+        name, *taken = text.split(".")
+        return self.resolve(module, name, tuple(taken), given=given)
 
     def undecided(self, module, what, reason):
         "Nodes for a reference that names no definition."
@@ -90,11 +99,13 @@ class _References(_Graph):
         if kind == "loaded": return [("loaded", reason)]
         if kind == "self": return [("whole", module, reason)] if module else [
             n for name in self.stage["names"] for n in self.resolve("", name)]
-        if kind == "whole": return [*self.imported(name), *([("whole", name, reason)] if self.modules.find(name) else [])]
+        if kind == "whole": return self.by_text(name, reason)
         below = self.modules.below(name if kind == "below" else "")
         return [("whole", m, reason) for m in below] or (self.outside(name) if name else [])
 
-    def refer_all(self, module, unit): return [n for ref in unit.refs for n in self.refer(module, ref)]
+    def refer_all(self, module, unit, called=False):
+        "Nodes for all references of a unit; `called`: by others, which say what it is given."
+        return [n for ref in unit.refs if not (called and ref.startswith("!given")) for n in self.refer(module, ref)]
 
     def is_special(self, module, unit, seen=frozenset()):
         "Does making this class execute something that a base brings: one from outside, or one with a hook?"
@@ -124,9 +135,10 @@ class _References(_Graph):
             own = [("unit", module, k) for k, u in units.items() if u.acts or u.is_class and self.is_special(module, u)]
             return [*([("import", parent)] if parent else []), *self.refer_all(module, units["(body)"]), *own,
                     *([("whole", module, record["whole"])] if record["whole"] else [])]
-        if kind == "unit": return [("import", module), *self.refer_all(module, units[key])]
+        if kind == "unit": return [("import", module), *self.refer_all(module, units[key], called=not units[key].acts)]
         if kind == "bind": return [("import", module)]
-        exported = [n for name in record["all"] if self.modules.find(f"{module}.{name}") for n in self.follow(module, (name,))]
+        submodules = [name for name in record["all"] if self.modules.find(f"{module}.{name}")]
+        exported = [n for name in submodules for n in self.follow(module, (name,))]
         return [("import", module), *(("unit", module, k) for k in units if k != "(body)"), *exported,
                 *(n for name in record["names"] for n in self.resolve(module, name))]
 

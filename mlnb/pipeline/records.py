@@ -8,13 +8,14 @@ __all__ = ['Unit']
 # %% ../../nbs/pipeline/35_records.ipynb #a7fdc570
 from typing import NamedTuple
 
-# %% ../../nbs/pipeline/35_records.ipynb #2e8f7a2e
+# %% ../../nbs/pipeline/35_records.ipynb #d9d0b977
 class Unit(NamedTuple):
     "One piece of a module: a function, a class, a constant, or the body."
     digest: str = ""            # of its text; "" when there is none
     docs: str = ""              # digest of its docstrings; "" when there are none
     acts: str = ""              # why the import of the module executes it; "" when it waits to be used
-    bases: tuple[str, ...] = () # of a class: bases that are no builtins; of a constant: its value when that is a name, else "?"
+    bases: tuple[str, ...] = () # of a class: bases that are no builtins; of a constant: the name it stands for, or "?"
     hook: bool = False          # of a class: does making a subclass execute something?
     is_class: bool = False
     refs: tuple[str, ...] = ()  # what it refers to
+    given: str = ""             # of a function that gets a module by its first argument: "import" or "loaded"

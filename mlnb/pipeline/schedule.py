@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['Limits', 'machine_limits', 'check_fit', 'fits', 'specification', 'Scheduler']
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #e9c3a859
+# %% ../../nbs/pipeline/85_schedule.ipynb #c89db15b
 import os, signal, time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from ..errors import MlnbError, ParameterError, StoreError
 from ..files import read_json, write_json
 from .attempt import publish
-from .launch import launcher
-from .plan import Planner, gate_open
+from .launch import Ended, launcher
+from .plan import Decision, Planner, gate_open
 from .runs import FORMAT, RunRecord, newest_good
+from .stage import Stage
+from ..settings import Project
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #a44c29db
+# %% ../../nbs/pipeline/85_schedule.ipynb #33cba05b
 class Limits(NamedTuple):
     "What running stages may use together."
     slots: int
@@ -25,8 +27,8 @@ class Limits(NamedTuple):
     gpus: int
 
 def machine_limits(
-    project,    # its settings are asked first
-    jobs:int=0, # stages at once; 0: the setting, and else the number of cores
+    project:Project, # its settings are asked first
+    jobs:int=0,      # stages at once; 0: the setting, and else the number of cores
 ) -> Limits:    # positive slots and memory
     "Limits from `-j`, the settings and the machine."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -45,8 +47,8 @@ def check_fit(
                                    cure="set `gpus` or `memory` under [pipeline] in settings.ini, or lower the directive")
 
 def fits(
-    stage,           # a Stage that could start
-    running:list,    # Stages that run
+    stage:Stage,           # one that could start
+    running:list[Stage],   # those that run
     limits:Limits,   # what there is
 ) -> bool:           # True when it may start now
     "Is there room for one more? A stage that wants more cores than there are slots runs alone."
@@ -54,17 +56,17 @@ def fits(
     return (cores <= limits.slots and stage.memory + sum(s.memory for s in running) <= limits.memory
             and stage.gpus + sum(s.gpus for s in running) <= limits.gpus)
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #069e23a4
+# %% ../../nbs/pipeline/85_schedule.ipynb #f790296c
 def specification(
     planner:Planner,    # knows project and values
     run:str,            # id
     folder:Path,        # the run's folder
     name:str,           # stage
-    decision,           # the planner's Decision
+    decision:Decision,  # the planner's
     records:dict,       # records of the stages above
     attempt:int,        # from 1
     limits:Limits,      # for the number of cores
-    **extra,            # gpu_slots, keep_kernel, kept, code_cells, commit
+    **extra:object,     # gpu_slots, keep_kernel, kept, code_cells, commit
 ) -> dict:              # what `mlnb run-stage` reads
     "Everything one execution of one stage needs to know."
     from mlnb.pipeline.parameters import to_json, to_python
@@ -83,7 +85,7 @@ def specification(
             "timeout": stage.timeout or project.get("pipeline", "timeout"), "cores": min(stage.cores, limits.slots),
             "seed": project.get("pipeline", "seed"), "save_every": project.get("pipeline", "save_every"), **extra}
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #af7c1a8f
+# %% ../../nbs/pipeline/85_schedule.ipynb #2a54d932
 class Scheduler:
     "Brings a set of stages from waiting to an end."
 
@@ -91,7 +93,8 @@ class Scheduler:
                  tell:Callable[[dict], None], keep_going:bool=False, options:dict[str, dict]|None=None):
         self.planner, self.run, self.limits, self.tell, self.keep_going = planner, run, limits, tell, keep_going
         self.records, self.waiting, self.running = dict(records), list(selected), {}
-        self.options, self.ending, self.launch, self.interrupted = options or {}, False, None, 0
+        self.options, self.ending, self.interrupted = options or {}, False, 0
+        self.launch: Any = None
         self.seconds = {n: (newest_good(planner.project, run.data["pipeline"], n) or {}).get("seconds") for n in selected}
 
     def settle(self, name:str, record:dict) -> None:
@@ -166,7 +169,7 @@ class Scheduler:
             running["read"] += sum(len(line) + 1 for line in lines[:-1])
             for line in lines[:-1]: self.tell(_parsed(line) | {"stage": name})
 
-    def end(self, ended) -> None:
+    def end(self, ended:Ended) -> None:
         "A stage's process has ended: read its outcome, try again if it may, else settle."
         name = next((n for n, r in self.running.items() if str(r["spec"]) == ended.spec), None)
         if name is None: return
@@ -200,7 +203,7 @@ class Scheduler:
                 "parameters": spec["values"], "notebook": spec["copy"], "run": spec["run"], "attempts": spec["attempt"],
                 "seconds": round(time.monotonic() - running["started"], 3), "error": error}
 
-    def interrupt(self, *_) -> None:
+    def interrupt(self, *_:object) -> None:
         "Ctrl-C: ask the running stages to save and end; the second time, kill them."
         self.interrupted += 1
         self.ending = True

@@ -150,17 +150,17 @@ def ref(
         record, store = _from_open_run(found, name) if found else _from_newest(name)
     return decode(record, store)
 
-# %% ../../nbs/pipeline/65_scraps.ipynb #ef29c77e
+# %% ../../nbs/pipeline/65_scraps.ipynb #848ae59b
 def source(
     text:str,  # "data/x.csv", a folder, a glob such as "data/*.csv", a URL, or "package://statsmodels/datasets/x.csv"
 ) -> object:   # absolute Path; a sorted list of them for a glob; the text itself for a URL
-    "The place of an input; raises `ScrapError` or `ProjectError` when it is missing."
+    "The place of an input; raises `ProjectError` when it is missing."
     from mlnb.pipeline.sources import resolve_source
     context = current_context()
-    found = resolve_source(text, context.project if context else find_project().root)
-    if found.kind == "url": return text
+    found = resolve_source(text, context.project if context else find_project().root, f"source({text!r})")
     return [path for _, path in found.files] if found.kind == "pattern" else found.path
 
-# %% ../../nbs/pipeline/65_scraps.ipynb #b46ad0fe
-add_project_path()
-watch_scrapbook()
+# %% ../../nbs/pipeline/65_scraps.ipynb #84b6e6e7
+if "IPython" in sys.modules:
+    add_project_path()
+    watch_scrapbook()

@@ -21,7 +21,7 @@ class SourceFiles(NamedTuple):
     path: Path|str                       # the file, the folder, the pattern with its folder, or the URL
     files: tuple[tuple[str, Path], ...]  # names and paths, sorted by name; none for a URL
 
-# %% ../../nbs/pipeline/43_sources.ipynb #0ac555ba
+# %% ../../nbs/pipeline/43_sources.ipynb #604c2be2
 def _package_folder(name, root):
     "The folder of an importable package, or None."
     for folder in (str(root), str(root/"src"), *sys.path):
@@ -36,7 +36,8 @@ def _in_package(text, root, where):
     name, _, rest = text.removeprefix("package://").partition("/")
     folder = _package_folder(name, root)
     if folder is None:
-        raise ProjectError(f"the package '{name}' of a source is not installed", where=where, got=text, cure=f"pip install {name}")
+        raise ProjectError(f"the package '{name}' of a source is not installed", where=where, got=text,
+                           cure=f"pip install {name}")
     return folder/rest
 
 # %% ../../nbs/pipeline/43_sources.ipynb #2cf2ef5b
@@ -61,14 +62,15 @@ def _matches(pattern, root):
 def _named(paths, base):
     return tuple(sorted((Path(os.path.relpath(p, base)).as_posix(), Path(p)) for p in set(paths)))
 
-# %% ../../nbs/pipeline/43_sources.ipynb #d75e9db3
+# %% ../../nbs/pipeline/43_sources.ipynb #f7e96677
 def resolve_source(
     text:str,          # as the stage wrote it
     project_root:Path, # what relative paths are relative to
     where:str="",      # notebook and cell, for the error
 ) -> SourceFiles:
     "Find what a source text stands for; raises `ProjectError` when it stands for nothing."
-    if not text: raise ProjectError("a source names no file", where=where, expected="a file, a folder, a pattern or a URL")
+    if not text:
+        raise ProjectError("a source names no file", where=where, expected="a file, a folder, a pattern or a URL")
     root = Path(project_root).absolute()
     scheme = text.partition("://")[0] if "://" in text else ""
     if scheme not in ("", "package", "file", "local"): return SourceFiles(text, "url", text, ())
@@ -77,13 +79,15 @@ def resolve_source(
     if path.is_dir(): return SourceFiles(text, "folder", path, _named(_below(path), path))
     if path.exists(): return SourceFiles(text, "file", path, ((path.name, path),))
     if not any(c in str(path) for c in "*?["):
-        raise ProjectError("a source does not exist", where=where, got=text, expected=f"a file or folder, relative to {root.name}/",
+        raise ProjectError("a source does not exist", where=where, got=text,
+                           expected=f"a file or folder, relative to {root.name}/",
                            cure="put it there, or correct the text in source(...)")
     found = _matches(str(path), root)
-    if not found: raise ProjectError("a source matches no file", where=where, got=text, cure="correct the pattern in source(...)")
+    if not found:
+        raise ProjectError("a source matches no file", where=where, got=text, cure="correct the pattern in source(...)")
     return SourceFiles(text, "pattern", path, _named(found, root))
 
-# %% ../../nbs/pipeline/43_sources.ipynb #1d2e705a
+# %% ../../nbs/pipeline/43_sources.ipynb #48f1d965
 class FileDigests:
     "Digests of files, made at most once per state of a file."
     def __init__(
@@ -93,19 +97,20 @@ class FileDigests:
 
     def of(self, path:Path, where:str="") -> str:
         "SHA-256 of the file's content; raises `ProjectError` when it cannot be read."
-        key = os.path.abspath(path)
+        key = os.path.abspath(path)  # as text: the cache is JSON
         for _ in range(3):
             state = stamp(key)
             if state is None: raise ProjectError("a source is not a file that can be read", where=where, got=str(path))
             if kept := self.cache.get(key, state): return kept
             settled = is_settled(state)
-            try: found = digest_file(key)
+            try: found = digest_file(Path(key))
             except OSError as e:
                 raise ProjectError(f"a source cannot be read: {e.strerror}", where=where, got=str(path)) from e
             if stamp(key) != state: continue
             if settled: self.cache.put(key, state, found)
             return found
-        raise ProjectError("a source changes while it is read", where=where, got=str(path), cure="run again when it is finished")
+        raise ProjectError("a source changes while it is read", where=where, got=str(path),
+                           cure="run again when it is finished")
 
 def open_digests(
     caches:Path|None=None,  # folder for the cache, such as runs/cache; None: nothing is kept
@@ -113,7 +118,7 @@ def open_digests(
     "Digests of files; `digests.cache.save()` keeps them for the next command."
     return FileDigests(Cache(caches/"files.json" if caches else None, "SHA-256 by stamp"))
 
-# %% ../../nbs/pipeline/43_sources.ipynb #18fe85aa
+# %% ../../nbs/pipeline/43_sources.ipynb #df7260d2
 _EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"),
            "http": ("aiohttp", "http"), "https": ("aiohttp", "http")}
 _CHECKSUMS = ("ETag", "etag", "md5Hash", "md5", "crc32c", "sha256", "checksum")
@@ -128,7 +133,8 @@ def _remote(text, where):
         if scheme in _EXTRAS: raise missing_extra(*_EXTRAS[scheme], f"source({text!r})") from e
         raise MissingExtraError(f"source({text!r}) needs a package that is not installed: {e}", where=where) from e
     except ValueError as e:
-        raise ProjectError(f"nothing reads {scheme}://", where=where, got=text, expected="a protocol of fsspec, or a path") from e
+        raise ProjectError(f"nothing reads {scheme}://", where=where, got=text,
+                           expected="a protocol of fsspec, or a path") from e
 
 def _remote_state(system, name):
     "What identifies the content of one remote file."
@@ -156,13 +162,13 @@ def _digest_url(text, where):
     except Exception as e:  # noqa: BLE001  every protocol's library raises its own
         raise ProjectError(f"a source cannot be read: {type(e).__name__}: {e}", where=where, got=text) from e
 
-# %% ../../nbs/pipeline/43_sources.ipynb #05221360
+# %% ../../nbs/pipeline/43_sources.ipynb #3ca292ce
 def digest_source(
     found:SourceFiles,          # as made by `resolve_source`
     digests:FileDigests|None=None, # digests known; None: all files are read
     where:str="",               # notebook and cell, for the error
 ) -> str:                       # 64 hexadecimal characters
-    "Digest of the content of a source; raises `ProjectError` when it cannot be read, `MissingExtraError` for its protocol."
+    "Digest of a source's content; raises `ProjectError` when it cannot be read, `MissingExtraError` for its protocol."
     digests = digests or FileDigests()
     if found.kind == "url": return _digest_url(found.text, where)
     if found.kind == "file": return digests.of(found.files[0][1], where)

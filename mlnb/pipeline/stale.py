@@ -5,24 +5,26 @@
 # %% auto #0
 __all__ = ['StoredTexts', 'stage_states', 'stale_stages', 'why_report']
 
-# %% ../../nbs/pipeline/93_stale.ipynb #a662debc
+# %% ../../nbs/pipeline/93_stale.ipynb #aa65e36d
+from collections.abc import Sequence
 from ..errors import MlnbError
 from .assign import assign
 from .fingerprint import parts_of, texts_of
 from .graph import Graph, build_graph
 from .plan import Planner, is_whole, upstream_digests
 from .runs import FORMAT, find_run, newest_good, read_run
+from .stage import Stage
 from .why import why, why_text
 from ..settings import Project
 
-# %% ../../nbs/pipeline/93_stale.ipynb #14800e33
+# %% ../../nbs/pipeline/93_stale.ipynb #5f176af8
 class StoredTexts:
     "Texts by digest: of the stages as they are, else from the store."
 
     def __init__(self, planner:Planner):
         self.planner, self.known = planner, {}
 
-    def know(self, stage) -> None:
+    def know(self, stage:Stage) -> None:
         "Take in the texts of a stage as it is now."
         self.known |= texts_of(stage, self.planner.measures)
 
@@ -70,7 +72,7 @@ def _reasons(planner, name, old, above, texts):
     anew = [n for n in before if n.removeprefix("after ").partition(".")[0] in unknown]
     return found + [{"part": "upstream", "what": n, "old": before[n], "new": None} for n in anew]
 
-# %% ../../nbs/pipeline/93_stale.ipynb #a1fbc90c
+# %% ../../nbs/pipeline/93_stale.ipynb #d5e86d24
 def stale_stages(
     planner:Planner,       # knows the graph and the values
     pipeline:str,          # its name
@@ -80,8 +82,8 @@ def stale_stages(
     project, records, found, texts = planner.project, {}, {}, StoredTexts(planner)
     run = read_run(project, against)["stages"] if against else None
     for name in planner.graph.order:
-        known = all(records.get(up) for up in planner.graph.upstream[name])
-        decision = planner.decide(name, records) if known else None
+        above = {up: records.get(up) for up in planner.graph.upstream[name]}
+        decision = planner.decide(name, {up: r for up, r in above.items() if r}) if all(above.values()) else None
         records[name] = decision.record if decision else None
         old = run.get(name) if run is not None else newest_good(project, pipeline, name)
         if old and not old.get("parts"): old = None
@@ -100,14 +102,14 @@ def _lost(planner, name, old):
     gone = "a stored artifact is missing or damaged" if old and not is_whole(old, planner.store) else "its result is no longer in the store"
     return {"part": "code", "what": "it runs every time (cache: false)" if not stage.cache else gone, "old": None, "new": None}
 
-# %% ../../nbs/pipeline/93_stale.ipynb #8d0a7581
+# %% ../../nbs/pipeline/93_stale.ipynb #cb244ce2
 def why_report(
     project:Project,        # where
     pipeline:str,           # its name
     stages:dict,            # its Stages
     stage:str="",           # only this one; "" all
     against:str="",         # a run, as people name runs
-    given:list[str]=(),     # parameter values, "stage.name=value"
+    given:Sequence[str]=(), # parameter values, "stage.name=value"
 ) -> tuple[dict, str]:      # what `mlnb why --json` prints, and what a person reads
     "Answer `mlnb why`."
     planner = Planner(project, build_graph(stages), assign(stages, list(given)))

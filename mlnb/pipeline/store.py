@@ -33,10 +33,10 @@ def _walk(folder, prefix=""):
 
 def _executable(path): return bool(os.stat(path).st_mode & 0o111)
 
-# %% ../../nbs/pipeline/50_store.ipynb #11cf9814
+# %% ../../nbs/pipeline/50_store.ipynb #97064126
 def list_folder(
     path:Path,  # a folder
-) -> list[tuple[str, str|None]]: # sorted: path below it with forward slashes, full path; empty folders as ("name/", None)
+) -> list[tuple[str, str|None]]: # sorted: path below it with forward slashes, full path; empty: ("name/", None)
     "What is in a folder; raises `StoreError` for links, devices and names that are not Unicode."
     found = sorted(_walk(path), key=lambda o: o[0])
     for name, _ in found:
@@ -54,7 +54,7 @@ def digest_folder(
     path:Path,  # a folder
 ) -> str:       # 64 hexadecimal characters
     "The digest of a folder as it is now; raises `StoreError` when it could not be stored."
-    return manifest_digest([[name, digest_file(file), _executable(file)] if file else [name, "", False]
+    return manifest_digest([[name, digest_file(Path(file)), _executable(file)] if file else [name, "", False]
                             for name, file in list_folder(path)])
 
 # %% ../../nbs/pipeline/50_store.ipynb #a29e8785

@@ -18,8 +18,9 @@ class Texts(Protocol):
         "The text of a digest, or None."
         ...
 
-# %% ../../nbs/pipeline/92_why.ipynb #96775e43
-_KINDS = {"parameters": "parameter", "upstream": "upstream", "sources": "source", "modules": "module", "packages": "package"}
+# %% ../../nbs/pipeline/92_why.ipynb #bc481ed1
+_KINDS = {"parameters": "parameter", "upstream": "upstream", "sources": "source", "modules": "module",
+          "packages": "package"}
 _SINGLE = {"python": ("python", "python"), "seed": ("parameter", "(seed)"), "kernel": ("parameter", "(kernel)")}
 
 def _reason(part, what, old, new): return {"part": part, "what": what, "old": old, "new": new}
@@ -61,7 +62,7 @@ def why(
     return found + [_reason(*_SINGLE[part], parts_old.get(part), parts_new.get(part)) for part in _SINGLE
                     if parts_old.get(part) != parts_new.get(part)]
 
-# %% ../../nbs/pipeline/92_why.ipynb #4f02bd6c
+# %% ../../nbs/pipeline/92_why.ipynb #360e7e11
 _WIDTH, _LINES = 80, 24
 
 def _clip(line): return line if len(line) <= _WIDTH else line[:_WIDTH - 3] + "..."
@@ -69,7 +70,9 @@ def _clip(line): return line if len(line) <= _WIDTH else line[:_WIDTH - 3] + "..
 def _value(value):
     "A value as a person writes it; digests by their first twelve characters."
     if value is None: return "none"
-    if isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$"): return str(next(iter(value.values())))
+    if isinstance(value, dict) and len(value) == 1:
+        mark, body = next(iter(value.items()))
+        if mark.startswith("$"): return str(body)
     if not isinstance(value, str): return json.dumps(value, ensure_ascii=False)
     return value[:12] if len(value) == 64 and set(value) <= set("0123456789abcdef") else value
 
@@ -93,13 +96,18 @@ def _lines(reason):
     part, what, old, new = reason["part"], reason["what"], reason["old"], reason["new"]
     title = what if part == what or part == "code" else f"{part} {what}"
     if what == "no earlier result": return [f"  {what}"]
-    gone = "" if part == "parameter" else _GONE.get(part, " (gone)") if new is None else _NEW.get(part, " (new)") if old is None else ""
-    if _is_text(reason): return [_clip(f"  {title}{gone}"), *_diff(*(None if s is None or _value(s) != s else s for s in (old, new)))]
+    gone = ""
+    if part != "parameter" and new is None: gone = _GONE.get(part, " (gone)")
+    elif part != "parameter" and old is None: gone = _NEW.get(part, " (new)")
+    if _is_text(reason):
+        texts = [None if side is None or _value(side) != side else side for side in (old, new)]
+        return [_clip(f"  {title}{gone}"), *_diff(*texts)]
     if gone: return [_clip(f"  {title}{gone}")]
     by = f" (from the stage {what.partition('.')[0]})" if part == "upstream" else ""
     line = f"  {title}: {_value(old)} -> {_value(new)}"
     if len(line + by) <= _WIDTH: return [line + by]
-    return [_clip(f"  {title}:"), _clip(f"    - {_value(old)}"), _clip(f"    + {_value(new)}"), *([f"   {by}"] if by else [])]
+    sides = [_clip(f"    - {_value(old)}"), _clip(f"    + {_value(new)}")]
+    return [_clip(f"  {title}:"), *sides, *([f"   {by}"] if by else [])]
 
 # %% ../../nbs/pipeline/92_why.ipynb #687117ca
 def why_text(
