@@ -200,17 +200,18 @@ def _gc(asked):
                   lambda: f"{word}: {len(waste.runs)} runs, {len(waste.results)} results, {len(waste.objects)} objects, {short_size(waste.bytes)}")
 
 def _debug(asked):
-    from mlnb.pipeline.debug import attach_text, failed_stage, living_kernel, rebuild, stop_kernel
+    from mlnb.pipeline.debug import attach_text, enter, failed_stage, stop_kernel
     project, pipeline = _pipeline(asked)
     if asked.stop:
         stage = asked.stage or failed_stage(project, pipeline)["stage"]
         print(f"the kernel of {stage} has ended" if stop_kernel(project, pipeline, stage) else f"no kernel was kept for {stage}")
         return 0
     record = failed_stage(project, pipeline, asked.stage or "")
-    kept = living_kernel(project, pipeline, record["stage"]) or rebuild(project, record, _say_rebuild)
+    kept = enter(project, record, pipeline, _say_rebuild)
     return _print(asked, kept, lambda: attach_text(project, record, kept))
 
 def _say_rebuild(event):
+    if event["event"] == "old": print(f"the kernel kept from run {event['run']} is ended", file=sys.stderr)
     if event["event"] == "rebuild": print(f"rebuilding {event['stage']} up to the failing cell ({event['cells']} cells) …", file=sys.stderr)
 
 def _lab(asked):

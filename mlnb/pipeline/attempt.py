@@ -7,7 +7,7 @@ __all__ = ['context_of', 'kernel_environment', 'failed_cell', 'Stopper', 'failur
            'run_stage', 'kept_path']
 
 # %% ../../nbs/pipeline/75_attempt.ipynb #12ac24d3
-import json, os, re, shutil, signal, sys, time
+import contextlib, json, os, re, shutil, signal, sys, time
 from pathlib import Path
 from ..errors import MlnbError
 from ..files import read_json, write_json, write_once
@@ -182,11 +182,12 @@ def publish(
     source:Path,  # executed copy in the attempt's folder
     target:Path,  # its place in the run's folder
 ) -> None:
-    "Give the executed copy its place; a hard link where the file system has them. A missing copy is no error."
+    "Give the executed copy its place, read-only; a hard link where the file system has them. A missing copy is no error."
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try: os.link(source, temporary)
     except FileNotFoundError: return
     except OSError: shutil.copyfile(source, temporary)
+    with contextlib.suppress(PermissionError): os.chmod(temporary, 0o444)  # another user's, in a shared project
     os.replace(temporary, target)
 
 # %% ../../nbs/pipeline/75_attempt.ipynb #7aef9fbb
