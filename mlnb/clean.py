@@ -6,7 +6,7 @@
 __all__ = ['clean_notebook', 'clean_bytes', 'is_stage', 'before_save']
 
 # %% ../nbs/30_clean.ipynb #1a2c4411
-import json, re, sys
+import json, os, re, sys
 from pathlib import Path
 from .errors import MlnbError
 from .settings import find_project
@@ -72,6 +72,42 @@ def is_stage(
     try: return find_project(path.parent).stages in path.resolve().parents
     except MlnbError: return False
 
+# %% ../nbs/30_clean.ipynb #af31095f
+def _without_secrets(notebook):
+    "The notebook with the value of every secret it names replaced in its outputs."
+    named = re.findall(r"""Secret\(\s*["'](\w+)["']""", "\n".join("".join(cell["source"]) for cell in notebook["cells"]))
+    values = {json.dumps(os.environ[name])[1:-1] for name in named if len(os.environ.get(name, "")) >= 4}
+    for cell in notebook["cells"] if values else ():
+        text = json.dumps(cell.get("outputs", []), ensure_ascii=True)
+        for value in values: text = text.replace(value, "***")
+        if "outputs" in cell: cell["outputs"] = json.loads(text)
+    return notebook
+
+def _restore_kernel(notebook, place, pipelines):
+    "The kernel's name as it was in the file, when it is now that of a kept kernel."
+    kernel = notebook.get("metadata", {}).get("kernelspec", {})
+    if kernel.get("name", "").partition(".")[0] not in pipelines: return
+    try: before = json.loads(place.read_bytes())["metadata"]["kernelspec"]["name"]
+    except (OSError, ValueError, KeyError, TypeError): before = "python3"
+    kernel |= {"name": before, "language": "python"}
+
+# %% ../nbs/30_clean.ipynb #0869167f
+def _is_record(project, place):
+    "Is this the executed copy of a run?"
+    return place.is_file() and place.resolve().parent.parent == project.runs.resolve() and (place.parent/"run.json").is_file()
+
+def _texts(notebook): return ["".join(cell["source"]) for cell in notebook["cells"]]
+
+def _keep_record(model, place, path):
+    "Write what is there already; refuse changed text."
+    from tornado.web import HTTPError
+    before = json.loads(place.read_bytes())
+    if _texts(before) == _texts(model["content"]):
+        model["content"] = before
+        return
+    words = f"{path} is the record of a run and stays as it is; keep your changes with File > Save Notebook As"
+    raise HTTPError(403, words, reason=words)
+
 # %% ../nbs/30_clean.ipynb #5258f210
 def before_save(
     model:dict,                # what Jupyter is about to write; changed in place
@@ -82,9 +118,12 @@ def before_save(
     "Jupyter's pre-save hook: write a project's notebooks clean."
     if model["type"] != "notebook" or model["content"].get("nbformat") != 4: return
     place = Path(getattr(contents_manager, "root_dir", "."))/path
-    try: find_project(place.parent)
+    try: project = find_project(place.parent)
     except MlnbError: return
+    if _is_record(project, place): return _keep_record(model, place, path)
+    _restore_kernel(model["content"], place, project.pipelines())
     clean_notebook(model["content"], outputs=not is_stage(place))
+    model["content"] = _without_secrets(model["content"])
 
 # %% ../nbs/30_clean.ipynb #ebc47664
 def _filter(path):

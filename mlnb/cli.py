@@ -200,17 +200,18 @@ def _gc(asked):
                   lambda: f"{word}: {len(waste.runs)} runs, {len(waste.results)} results, {len(waste.objects)} objects, {short_size(waste.bytes)}")
 
 def _debug(asked):
-    from mlnb.pipeline.debug import attach_text, failed_stage, living_kernel, rebuild, stop_kernel
+    from mlnb.pipeline.debug import attach_text, enter, failed_stage, stop_kernel
     project, pipeline = _pipeline(asked)
     if asked.stop:
         stage = asked.stage or failed_stage(project, pipeline)["stage"]
         print(f"the kernel of {stage} has ended" if stop_kernel(project, pipeline, stage) else f"no kernel was kept for {stage}")
         return 0
     record = failed_stage(project, pipeline, asked.stage or "")
-    kept = living_kernel(project, pipeline, record["stage"]) or rebuild(project, record, _say_rebuild)
+    kept = enter(project, record, pipeline, _say_rebuild)
     return _print(asked, kept, lambda: attach_text(project, record, kept))
 
 def _say_rebuild(event):
+    if event["event"] == "old": print(f"the kernel kept from run {event['run']} is ended", file=sys.stderr)
     if event["event"] == "rebuild": print(f"rebuilding {event['stage']} up to the failing cell ({event['cells']} cells) …", file=sys.stderr)
 
 def _lab(asked):
@@ -221,10 +222,11 @@ def _lab(asked):
     kernels = project.runs/"debug"/"kernels"; kernels.mkdir(parents=True, exist_ok=True)
     paths = [str(p) for p in (project.root, project.root/"src") if p.is_dir()] + [p for p in [os.environ.get("PYTHONPATH")] if p]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    options = ["--ServerApp.allow_external_kernels=True", f"--ServerApp.external_connection_dir={kernels}",
-               "--ContentsManager.pre_save_hook=mlnb.clean.before_save"]
+    options = {"ServerApp.allow_external_kernels": True, "ServerApp.external_connection_dir": kernels,
+               "ContentsManager.pre_save_hook": "mlnb.clean.before_save", "LabApp.news_url": None,
+               "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}
     os.chdir(project.root)
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options, *asked.words])
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *[f"--{k}={v}" for k, v in options.items()], *asked.words])
 
 def _new(asked):
     from mlnb.new import new_project
@@ -325,7 +327,7 @@ def _complete(argument, flags):
             "run": "run", "--run": "run", "--against": "run"}.get(flags[-1])
     if kind: argument.completer = lambda **_: _names(kind)
 
-# %% ../nbs/90_cli.ipynb #04bb1b25
+# %% ../nbs/90_cli.ipynb #77e017be
 def _parsed(words):
     grammar = parser(words[0] if words and words[0] in COMMANDS else "")
     asked, unknown = grammar.parse_known_args(words)
@@ -333,7 +335,7 @@ def _parsed(words):
     elif unknown: grammar.error(f"unrecognized arguments: {' '.join(unknown)}")
     return asked
 
-# %% ../nbs/90_cli.ipynb #16f505e8
+# %% ../nbs/90_cli.ipynb #11b83e6f
 def main(
     words:list[str],  # without the program's name
 ) -> int:             # exit code

@@ -205,8 +205,10 @@ def test_what_people_see_in_the_executed_notebook(executed):
         return  # scrapbook shows nothing of its own
     assert len(outputs(executed, "auc")) == 2
     assert outputs(executed, "auc")[1]["data"] == {"text/plain": ["glue: 'auc' = 0.83"]}
-    shown = {mime: "".join(text) for mime, text in outputs(executed, "table")[1]["data"].items()}
-    assert "50 rows x 2 columns" in shown["text/plain"] and len(shown["text/html"]) < 1500
+    line, table = outputs(executed, "table")[1:3]
+    assert "50 rows x 2 columns" in "".join(line["data"]["text/plain"]) and list(line["data"]) == ["text/plain"]
+    shown = {mime: "".join(text) for mime, text in table["data"].items()}
+    assert shown["text/plain"] and len(shown["text/html"]) < 1500
     assert "<b>" not in shown["text/html"]
 
 
@@ -266,7 +268,7 @@ def test_glue_outside_of_a_run_shows_and_stores_nothing(project, capsys):
     out = capsys.readouterr().out
     assert (
         "glue: 'auc' = 0.83 (shown only: not in a run)" in out
-        and "glue: 'frame' = DataFrame (shown only: not in a run)" in out
+        and "glue: 'frame' = 1 rows x 1 columns (shown only: not in a run)" in out
     )
     assert not (project / "runs").exists()
 

@@ -6,8 +6,8 @@
 __all__ = ['context_of', 'kernel_environment', 'failed_cell', 'Stopper', 'failure', 'Attempt', 'commit', 'publish', 'record_of',
            'run_stage', 'kept_path']
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #f476f651
-import json, os, re, signal, sys, time
+# %% ../../nbs/pipeline/75_attempt.ipynb #da1733c5
+import contextlib, json, os, re, signal, sys, time
 from pathlib import Path
 from ..errors import MlnbError
 from ..files import read_json, write_json, write_once
@@ -166,7 +166,7 @@ class Attempt:
         try: return json.loads(self.copy.read_bytes())
         except (OSError, ValueError): return None
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #2bdb5bbf
+# %% ../../nbs/pipeline/75_attempt.ipynb #8fc5233f
 def commit(
     spec:dict,    # what was executed
     record:dict,  # the stage's record
@@ -182,13 +182,14 @@ def publish(
     source:Path,  # executed copy in the attempt's folder
     target:Path,  # its place in the run's folder
 ) -> None:
-    "Give the executed copy its place; a hard link where the file system has them. A missing copy is no error."
+    "Give the executed copy its place, read-only; a hard link where the file system has them. A missing copy is no error."
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try: os.link(source, temporary)
     except FileNotFoundError: return
     except OSError:
         from shutil import copyfile
         copyfile(source, temporary)
+    with contextlib.suppress(PermissionError): os.chmod(temporary, 0o444)  # another user's, in a shared project
     os.replace(temporary, target)
 
 # %% ../../nbs/pipeline/75_attempt.ipynb #7aef9fbb

@@ -78,7 +78,7 @@ class StageManager(NotebookExecutionManager):
         super().notebook_complete(**kwargs)
         self.save(final=True)
 
-# %% ../../nbs/pipeline/70_engine.ipynb #fa25040c
+# %% ../../nbs/pipeline/70_engine.ipynb #0539b65c
 def socket_folder() -> Path: # a new folder that only this user can enter
     "A private folder with a path short enough for Unix sockets."
     short = "/tmp" if os.path.isdir("/tmp") and os.access("/tmp", os.W_OK) else None
@@ -86,7 +86,7 @@ def socket_folder() -> Path: # a new folder that only this user can enter
 
 class LeavingManager(AsyncKernelManager):
     "A kernel manager that may go while its kernel lives on."
-    def __del__(self): self._close_control_socket()
+    def __del__(self) -> None: self._close_control_socket()
 
 def kernel_manager(
     kernel:str,      # name of a kernelspec, e.g. "python3"

@@ -13,10 +13,11 @@ from .encoders import decode, encode, is_loaded
 from .payloads import output_of, watch_scrapbook
 from .payloads import read_scraps, register_encoders  # noqa: F401 asked for here by other modules
 from .store import Store
+from .tables import describe_table
 from ..settings import find_project
 
 # %% ../../nbs/pipeline/65_scraps.ipynb #be8b7cf6
-def _short(text): return text if len(text) <= 80 else text[:77] + "..."
+def _short(text, most=80): return text if len(text) <= most else text[:most - 3] + "..."
 
 def _line(record, value):
     "One line about a scrap."
@@ -32,12 +33,11 @@ def _head(value):
     text = table.to_string(max_cols=8, max_colwidth=30)
     return {"text/plain": text, "text/html": table.to_html(max_cols=8, border=0)}
 
-def _shown(line, value):
-    head = _head(value)
-    if not head: return {"text/plain": line}
-    import html
-    marked = f"<pre>{html.escape(line, quote=False)}</pre>"
-    return {"text/plain": f"{line}\n{head['text/plain']}", "text/html": marked + head["text/html"]}
+def _show(line, value):
+    "A line, and below it the first rows of a table."
+    from IPython.display import display
+    display({"text/plain": line}, raw=True)
+    if head := _head(value): display(head, raw=True)
 
 # %% ../../nbs/pipeline/65_scraps.ipynb #deb325f9
 def _in_kernel():
@@ -52,10 +52,18 @@ def _check_name(name):
 def _show_only(name, value):
     "Outside of a run."
     plain = value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))
-    print(f"glue: {name!r} = {_short(repr(value)) if plain else type(value).__name__} (shown only: not in a run)")
-    if "IPython" in sys.modules and not plain:
+    head = _head(value)
+    words = _short(repr(value), 40) if plain else describe_table(value) if head else type(value).__name__
+    print(f"glue: {name!r} = {words} (shown only: not in a run)")
+    if "IPython" in sys.modules and not plain and not _shows_itself(value):
         from IPython.display import display
-        display(value)
+        display(head or value, raw=bool(head))
+
+def _shows_itself(value):
+    "A figure that pyplot holds appears at the end of the cell anyway."
+    if not is_loaded(value, "matplotlib.figure", "Figure") or "matplotlib.pyplot" not in sys.modules: return False
+    pyplot = sys.modules["matplotlib.pyplot"]
+    return "inline" in pyplot.get_backend() and getattr(value, "number", None) in pyplot.get_fignums()
 
 # %% ../../nbs/pipeline/65_scraps.ipynb #cb6f7dbd
 def glue(
@@ -73,7 +81,7 @@ def glue(
     record = encode(value, name, Store(context.store))
     data, metadata = output_of(record)
     display(data, metadata=metadata, raw=True)
-    display(_shown(_line(record, value), value), raw=True)
+    _show(_line(record, value), value)
     return None
 
 # %% ../../nbs/pipeline/65_scraps.ipynb #4ccefb65
