@@ -108,7 +108,7 @@ def _keep_record(model, place, path):
     words = f"{path} is the record of a run and stays as it is; keep your changes with File > Save Notebook As"
     raise HTTPError(403, words, reason=words)
 
-# %% ../nbs/30_clean.ipynb #5258f210
+# %% ../nbs/30_clean.ipynb #8bd4ecbd
 def before_save(
     model:dict,                # what Jupyter is about to write; changed in place
     path:str,                  # its path below Jupyter's root folder
@@ -120,7 +120,9 @@ def before_save(
     place = Path(getattr(contents_manager, "root_dir", "."))/path
     try: project = find_project(place.parent)
     except MlnbError: return
-    if _is_record(project, place): return _keep_record(model, place, path)
+    if _is_record(project, place):
+        _keep_record(model, place, path)
+        return
     _restore_kernel(model["content"], place, project.pipelines())
     clean_notebook(model["content"], outputs=not is_stage(place))
     model["content"] = _without_secrets(model["content"])
