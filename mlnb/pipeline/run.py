@@ -112,7 +112,7 @@ def _kernels(prepared, request):
         raise RunError("no kernel is kept for any of these stages", cure="`mlnb debug STAGE` makes one, `mlnb run --keep-kernel` keeps one")
     return options
 
-# %% ../../nbs/pipeline/97_run.ipynb #d12dcb27
+# %% ../../nbs/pipeline/97_run.ipynb #07bb99b9
 def run(
     prepared:Prepared,             # from `prepare`
     request:Request,               # the same request
@@ -138,6 +138,7 @@ def run(
         scheduler = Scheduler(planner, record, prepared.selected, prepared.records, limits, tell, keep_going, options,
                               prepared.plan)
         with _signals(scheduler.interrupt): status = scheduler.loop()
+        planner.measures.save()
         record.finish(status)
     return record.data
 
