@@ -169,13 +169,15 @@ def resume_from(
         cell.metadata["papermill"] = before.metadata["papermill"]
     return len(cells)
 
-# %% ../../nbs/pipeline/70_engine.ipynb #f7036042
+# %% ../../nbs/pipeline/70_engine.ipynb #f39d1016
 class KeptKernel(LeavingManager):
     "A manager for a kernel that another process started and left alive."
     pid = 0
 
     @property
-    def has_kernel(self): return True
+    def has_kernel(self) -> bool:
+        "It was started by another."
+        return True
 
     async def _async_is_alive(self):
         try: os.kill(self.pid, 0)
