@@ -98,15 +98,14 @@ def _is_record(project, place):
 
 def _texts(notebook): return ["".join(cell["source"]) for cell in notebook["cells"]]
 
-def _keep_record(model, place, path):
+def _keep_record(model, place):
     "Write what is there already; refuse changed text."
     from tornado.web import HTTPError
     before = json.loads(place.read_bytes())
     if _texts(before) == _texts(model["content"]):
         model["content"] = before
         return
-    words = f"{path} is the record of a run and stays as it is; keep your changes with File > Save Notebook As"
-    raise HTTPError(403, words, reason=words)
+    raise HTTPError(403, reason="the record of a run stays as it is; keep your changes with File > Save Notebook As")
 
 # %% ../nbs/30_clean.ipynb #5258f210
 def before_save(
@@ -120,7 +119,7 @@ def before_save(
     place = Path(getattr(contents_manager, "root_dir", "."))/path
     try: project = find_project(place.parent)
     except MlnbError: return
-    if _is_record(project, place): return _keep_record(model, place, path)
+    if _is_record(project, place): return _keep_record(model, place)
     _restore_kernel(model["content"], place, project.pipelines())
     clean_notebook(model["content"], outputs=not is_stage(place))
     model["content"] = _without_secrets(model["content"])
