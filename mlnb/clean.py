@@ -107,7 +107,7 @@ def _keep_record(model, place):
         return
     raise HTTPError(403, reason="the record of a run stays as it is; keep your changes with File > Save Notebook As")
 
-# %% ../nbs/30_clean.ipynb #5258f210
+# %% ../nbs/30_clean.ipynb #8bd4ecbd
 def before_save(
     model:dict,                # what Jupyter is about to write; changed in place
     path:str,                  # its path below Jupyter's root folder
@@ -119,7 +119,9 @@ def before_save(
     place = Path(getattr(contents_manager, "root_dir", "."))/path
     try: project = find_project(place.parent)
     except MlnbError: return
-    if _is_record(project, place): return _keep_record(model, place)
+    if _is_record(project, place):
+        _keep_record(model, place)
+        return
     _restore_kernel(model["content"], place, project.pipelines())
     clean_notebook(model["content"], outputs=not is_stage(place))
     model["content"] = _without_secrets(model["content"])

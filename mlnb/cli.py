@@ -281,19 +281,30 @@ COMMANDS: dict[str, Any] = {
         (("--parent",), {"type": int, "metavar": "PID"})]),
 }
 
-# %% ../nbs/90_cli.ipynb #21e1bcc0
+# %% ../nbs/90_cli.ipynb #74c933f8
+class _Formatter(argparse.HelpFormatter):
+    "argparse's own, with a known width."
+    def __init__(self, prog): super().__init__(prog, width=_columns() - 2)
+
+def _columns():
+    try: return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns) or 80
+    except (OSError, ValueError): return 80
+
+# %% ../nbs/90_cli.ipynb #ef1cc325
 def parser(
     only:str="",  # name of a command: build only this one, which is faster; "" builds all
 ) -> argparse.ArgumentParser: # with one sub-command for each row of the table
     "The command line's grammar."
     from mlnb import __version__
-    top = argparse.ArgumentParser("mlnb", description="Notebooks as production machine-learning pipelines.", allow_abbrev=False)
+    top = argparse.ArgumentParser("mlnb", description="Notebooks as production machine-learning pipelines.", allow_abbrev=False,
+                                  formatter_class=_Formatter)
     top.add_argument("--version", action="version", version=f"mlnb {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (action, text, words) in COMMANDS.items():
         if only and name != only: continue
         shown: dict[str, Any] = {} if name == "run-stage" else {"help": text}
-        command = commands.add_parser(name, description=text[0].upper() + text[1:] + ".", allow_abbrev=False, **shown)
+        command = commands.add_parser(name, description=text[0].upper() + text[1:] + ".", allow_abbrev=False,
+                                      formatter_class=_Formatter, **shown)
         for flags, options in words: _complete(command.add_argument(*flags, **options), flags)
         command.set_defaults(action=action)
     return top

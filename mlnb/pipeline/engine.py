@@ -78,7 +78,7 @@ class StageManager(NotebookExecutionManager):
         super().notebook_complete(**kwargs)
         self.save(final=True)
 
-# %% ../../nbs/pipeline/70_engine.ipynb #c4fb338c
+# %% ../../nbs/pipeline/70_engine.ipynb #0539b65c
 def socket_folder() -> Path: # a new folder that only this user can enter
     "A private folder with a path short enough for Unix sockets."
     short = "/tmp" if os.path.isdir("/tmp") and os.access("/tmp", os.W_OK) else None
@@ -169,7 +169,7 @@ def resume_from(
         cell.metadata["papermill"] = before.metadata["papermill"]
     return len(cells)
 
-# %% ../../nbs/pipeline/70_engine.ipynb #c4c9e064
+# %% ../../nbs/pipeline/70_engine.ipynb #f7036042
 class KeptKernel(LeavingManager):
     "A manager for a kernel that another process started and left alive."
     pid = 0
@@ -181,11 +181,11 @@ class KeptKernel(LeavingManager):
         try: os.kill(self.pid, 0)
         except ProcessLookupError: return False
         return True
-    is_alive = _async_is_alive
+    is_alive = _async_is_alive  # type: ignore[assignment]
 
     async def _async_shutdown_kernel(self, now=False, restart=False):
         os.killpg(self.pid, signal.SIGKILL)
-    shutdown_kernel = _async_shutdown_kernel
+    shutdown_kernel = _async_shutdown_kernel  # type: ignore[assignment]
 
 def kept_kernel(
     connection_file:Path,  # as the kernel was started with

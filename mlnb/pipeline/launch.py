@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['import_papermill', 'Ended', 'serve', 'ForkLauncher', 'CommandLauncher', 'launcher']
 
-# %% ../../nbs/pipeline/78_launch.ipynb #76584069
-import json, os, signal, subprocess, sys
+# %% ../../nbs/pipeline/78_launch.ipynb #fd25301d
+import json, os, signal, sys
 from pathlib import Path
 from typing import NamedTuple
 from ..errors import StageError
@@ -90,11 +90,12 @@ def serve(
         _reap(running)
     return 0
 
-# %% ../../nbs/pipeline/78_launch.ipynb #dbd343a0
+# %% ../../nbs/pipeline/78_launch.ipynb #8bc0e312
 class ForkLauncher:
     "Starts stages through one server process that has everything imported."
 
     def __init__(self):
+        import subprocess
         command = [sys.executable, "-m", "mlnb", "run-stage", "--serve", str(os.getpid())]
         self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         os.set_blocking(self.server.stdout.fileno(), False)
@@ -135,12 +136,13 @@ class ForkLauncher:
 
     def close(self) -> None:
         "No more stages; the server leaves when its children have."
+        import subprocess
         self.server.stdin.close()
         try: self.server.wait(10)
         except subprocess.TimeoutExpired: self.server.kill(); self.server.wait()
         self.server.stdout.close()
 
-# %% ../../nbs/pipeline/78_launch.ipynb #8e2babd7
+# %% ../../nbs/pipeline/78_launch.ipynb #5ac9d508
 class CommandLauncher:
     "Starts each stage as a process of its own."
 
@@ -148,6 +150,7 @@ class CommandLauncher:
 
     def start(self, spec:Path, log:Path) -> None:
         "Start a stage; its output goes to `log`."
+        import subprocess
         with open(log, "ab") as out:
             self.processes[str(spec)] = subprocess.Popen([sys.executable, "-m", "mlnb", "run-stage", str(spec), "--parent", str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)

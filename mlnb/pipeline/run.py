@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXIT_CODES', 'Request', 'Prepared', 'choose', 'prepare', 'run', 'report', 'dry_report']
 
-# %% ../../nbs/pipeline/97_run.ipynb #5d1c9790
+# %% ../../nbs/pipeline/97_run.ipynb #c098fe10
 import os, signal
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from .assign import assign, missing_secrets
 from .check import check_stages, refuse
 from .graph import Graph, build_graph
 from .plan import Outlook, Planner, outlook, unselected_records
-from .runs import RunRecord, environment_state, git_state, open_run, settle_dead_runs
+from .runs import RunRecord, ask_git, environment_state, open_run, settle_dead_runs
 from .select import select
 from .stage import read_pipeline
 from .store import Store
@@ -45,7 +45,7 @@ class Prepared(NamedTuple):
     records: dict[str, dict]
     plan: dict[str, Outlook]
 
-# %% ../../nbs/pipeline/97_run.ipynb #4e929582
+# %% ../../nbs/pipeline/97_run.ipynb #7dd0a2f3
 def choose(
     graph:Graph,           # the pipeline
     request:Request,       # select and exclude
@@ -61,19 +61,22 @@ def choose(
                              cure="`mlnb ls --select EXPR` shows what an expression means")
     return chosen
 
+def _states(*words):
+    from mlnb.pipeline.stale import stage_states
+    return stage_states(*words)
+
 def prepare(
     project:Project,   # where
     request:Request,   # what
 ) -> Prepared:         # ready to be shown or run
     "Read, check and plan; raises an `MlnbError` with exit code 2 for whatever the user can mend."
-    from mlnb.pipeline.stale import stage_states
     pipeline = pick_pipeline(project, request.pipeline)
     stages = read_pipeline(project, pipeline)
     refuse(check_stages(stages))
     graph = build_graph(stages)
     values = assign(stages, list(request.given), request.file)
     asked = request.select + request.exclude + request.force
-    states = stage_states(project, pipeline, graph, values) if "state:" in asked or "result:" in asked else None
+    states = _states(project, pipeline, graph, values) if "state:" in asked or "result:" in asked else None
     forced = set(select(graph, request.force, states)) if request.force else set()
     planner = Planner(project, graph, values, forced)
     selected = choose(graph, request, states)
@@ -109,7 +112,7 @@ def _kernels(prepared, request):
         raise RunError("no kernel is kept for any of these stages", cure="`mlnb debug STAGE` makes one, `mlnb run --keep-kernel` keeps one")
     return options
 
-# %% ../../nbs/pipeline/97_run.ipynb #29d90048
+# %% ../../nbs/pipeline/97_run.ipynb #d12dcb27
 def run(
     prepared:Prepared,             # from `prepare`
     request:Request,               # the same request
@@ -118,6 +121,7 @@ def run(
     "Execute a plan; returns when every selected stage has come to an end."
     from mlnb.pipeline.schedule import Scheduler, check_fit, machine_limits
     project, planner = prepared.project, prepared.planner
+    git = ask_git(project.root)
     limits = machine_limits(project, request.jobs)
     check_fit({n: planner.graph.stages[n] for n in prepared.selected}, limits)
     _check_secrets({n: planner.graph.stages[n] for n in prepared.selected if prepared.plan[n].action == "would-run"})
@@ -126,12 +130,13 @@ def run(
     for record in settle_dead_runs(project):
         if record.get("fingerprint") and not store.get_result(record["fingerprint"]): store.put_result(record["fingerprint"], record)
     with open_run(project) as folder:
-        record = RunRecord(folder, prepared.pipeline, git=git_state(project.root), environment=environment_state(),
+        record = RunRecord(folder, prepared.pipeline, git=git(), environment=environment_state(),
                            selected=prepared.selected, given=list(request.given))
         record.save(force=True)
         tell({"event": "run", "run": folder.name, "pipeline": prepared.pipeline, "stages": prepared.selected})
         keep_going = project.get("pipeline", "keep_going") if request.keep_going is None else request.keep_going
-        scheduler = Scheduler(planner, record, prepared.selected, prepared.records, limits, tell, keep_going, options)
+        scheduler = Scheduler(planner, record, prepared.selected, prepared.records, limits, tell, keep_going, options,
+                              prepared.plan)
         with _signals(scheduler.interrupt): status = scheduler.loop()
         record.finish(status)
     return record.data

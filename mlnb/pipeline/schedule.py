@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Limits', 'machine_limits', 'check_fit', 'fits', 'specification', 'Scheduler']
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #c89db15b
+# %% ../../nbs/pipeline/85_schedule.ipynb #6065f139
 import os, signal, time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import MlnbError, ParameterError, StoreError
 from ..files import read_json, write_json
 from .attempt import publish
-from .launch import Ended, launcher
-from .plan import Decision, Planner, gate_open
-from .runs import FORMAT, RunRecord, newest_good
+from .plan import Decision, Outlook, Planner, gate_open
+from .runs import FORMAT, RunRecord, usual_seconds
 from .stage import Stage
 from ..settings import Project
+if TYPE_CHECKING: from mlnb.pipeline.launch import Ended
 
 # %% ../../nbs/pipeline/85_schedule.ipynb #33cba05b
 class Limits(NamedTuple):
@@ -85,17 +85,19 @@ def specification(
             "timeout": stage.timeout or project.get("pipeline", "timeout"), "cores": min(stage.cores, limits.slots),
             "seed": project.get("pipeline", "seed"), "save_every": project.get("pipeline", "save_every"), **extra}
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #2a54d932
+# %% ../../nbs/pipeline/85_schedule.ipynb #03c97fb0
 class Scheduler:
     "Brings a set of stages from waiting to an end."
 
     def __init__(self, planner:Planner, run:RunRecord, selected:list[str], records:dict[str, dict], limits:Limits,
-                 tell:Callable[[dict], None], keep_going:bool=False, options:dict[str, dict]|None=None):
+                 tell:Callable[[dict], None], keep_going:bool=False, options:dict[str, dict]|None=None,
+                 plan:dict[str, Outlook]|None=None):
         self.planner, self.run, self.limits, self.tell, self.keep_going = planner, run, limits, tell, keep_going
         self.records, self.waiting, self.running = dict(records), list(selected), {}
         self.options, self.ending, self.interrupted = options or {}, False, 0
+        self.plan = plan or {}
         self.launch: Any = None
-        self.seconds = {n: (newest_good(planner.project, run.data["pipeline"], n) or {}).get("seconds") for n in selected}
+        self.seconds: Any = None
 
     def settle(self, name:str, record:dict) -> None:
         "A stage has come to its end."
@@ -125,7 +127,7 @@ class Scheduler:
         stage = self.planner.graph.stages[name]
         try:
             if not gate_open(stage, self.records): return "stopped"
-            decision = self.planner.decide(name, self.records)
+            decision = self._planned(name) or self.planner.decide(name, self.records)
         except MlnbError as e:
             self._without_result(name, "failed", {"kind": "mlnb", "name": type(e).__name__, "message": str(e), "cell": 0, "line": 0, "source": ""})
             return ""
@@ -135,6 +137,10 @@ class Scheduler:
         if not fits(stage, [self.planner.graph.stages[n] for n in self.running], self.limits): return "waits"
         self._start(name, decision, 1)
         return ""
+
+    def _planned(self, name):
+        planned = None if self.running or self.seconds is not None else self.plan.get(name)
+        return planned.decision if planned and planned.action == "would-skip" else None
 
     def _skip(self, name, record):
         old = self.planner.project.runs/record["run"]/record["notebook"]
@@ -150,13 +156,19 @@ class Scheduler:
         folder = Path(spec["folder"]); folder.mkdir(parents=True, exist_ok=True)
         path = write_json(folder/"spec.json", spec)
         self.planner.keep_texts(name)
-        if self.launch is None: self.launch = launcher()
+        self._prepare_start()
         self.launch.start(path, folder/"log.txt")
         limit = time.monotonic() + spec["timeout"] + 20 if spec["timeout"] else None
         self.running[name] = {"spec": path, "folder": folder, "decision": decision, "attempt": attempt, "gpus": gpus, "limit": limit,
                               "read": 0, "started": time.monotonic()}
         self.run.stage(name, {"stage": name, "status": "running", "fingerprint": decision.fingerprint, "attempts": attempt})
         self.tell({"event": "started", "stage": name, "attempt": attempt, "expected": self.seconds.get(name)})
+
+    def _prepare_start(self):
+        "What a run that has nothing to do can spare."
+        from mlnb.pipeline.launch import launcher
+        if self.launch is None: self.launch = launcher()
+        if self.seconds is None: self.seconds = usual_seconds(self.planner.project, self.run.data["pipeline"], self.planner.graph.order)
 
     def hear(self) -> None:
         "Read what running stages wrote into their events since the last time."
@@ -169,7 +181,7 @@ class Scheduler:
             running["read"] += sum(len(line) + 1 for line in lines[:-1])
             for line in lines[:-1]: self.tell(_parsed(line) | {"stage": name})
 
-    def end(self, ended:Ended) -> None:
+    def end(self, ended:"Ended") -> None:
         "A stage's process has ended: read its outcome, try again if it may, else settle."
         name = next((n for n, r in self.running.items() if str(r["spec"]) == ended.spec), None)
         if name is None: return
