@@ -98,15 +98,14 @@ def _is_record(project, place):
 
 def _texts(notebook): return ["".join(cell["source"]) for cell in notebook["cells"]]
 
-def _keep_record(model, place, path):
+def _keep_record(model, place):
     "Write what is there already; refuse changed text."
     from tornado.web import HTTPError
     before = json.loads(place.read_bytes())
     if _texts(before) == _texts(model["content"]):
         model["content"] = before
         return
-    words = f"{path} is the record of a run and stays as it is; keep your changes with File > Save Notebook As"
-    raise HTTPError(403, words, reason=words)
+    raise HTTPError(403, reason="the record of a run stays as it is; keep your changes with File > Save Notebook As")
 
 # %% ../nbs/30_clean.ipynb #8bd4ecbd
 def before_save(
@@ -121,7 +120,7 @@ def before_save(
     try: project = find_project(place.parent)
     except MlnbError: return
     if _is_record(project, place):
-        _keep_record(model, place, path)
+        _keep_record(model, place)
         return
     _restore_kernel(model["content"], place, project.pipelines())
     clean_notebook(model["content"], outputs=not is_stage(place))

@@ -223,7 +223,7 @@ def _lab(asked):
     paths = [str(p) for p in (project.root, project.root/"src") if p.is_dir()] + [p for p in [os.environ.get("PYTHONPATH")] if p]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     options = {"ServerApp.allow_external_kernels": True, "ServerApp.external_connection_dir": kernels,
-               "ContentsManager.pre_save_hook": "mlnb.clean.before_save", "LabApp.news_url": None,
+               "ContentsManager.pre_save_hook": "mlnb.clean.before_save",
                "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}
     os.chdir(project.root)
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *[f"--{k}={v}" for k, v in options.items()], *asked.words])

@@ -29,8 +29,11 @@ def seed_everything(
 def load_ipython_extension(
     shell:object,  # the kernel's InteractiveShell
 ) -> None:
-    "Prepare the kernel of a run; IPython calls this."
-    if not os.environ.get("MLNB_CONTEXT"): return
+    "Prepare a kernel; IPython calls this."
+    if not os.environ.get("MLNB_CONTEXT"):
+        from mlnb.pipeline.context import add_project_path
+        add_project_path()
+        return
     context = json.loads(Path(os.environ["MLNB_CONTEXT"]).read_bytes())
     seed_everything(context["seed"])
     from mlnb.pipeline.payloads import watch_scrapbook
