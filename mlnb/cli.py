@@ -23,7 +23,7 @@ def _pipeline(asked):
     project = find_project()
     return project, pick_pipeline(project, getattr(asked, "pipeline", "") or "")
 
-# %% ../nbs/90_cli.ipynb #8657ae59
+# %% ../nbs/90_cli.ipynb #1c04da31
 def _request(asked):
     from mlnb.pipeline.run import Request
     return Request(asked.pipeline or "", asked.select or "", asked.exclude or "", asked.force or "", tuple(asked.parameter or ()),
@@ -48,6 +48,7 @@ def _track(project, folder):
         if done.returncode: print(f"tracking: not written: {done.stderr.strip()[-300:]}", file=sys.stderr)
 
 def _run(asked):
+    from mlnb.pipeline.inspect import outcome_text
     from mlnb.pipeline.run import EXIT_CODES, prepare, report, run
     project, request = find_project(), _request(asked)
     prepared = prepare(project, request)
@@ -56,7 +57,7 @@ def _run(asked):
     try: data = run(prepared, request, watch)
     finally: watch.close()
     if any(r["status"] == "ran" for r in data["stages"].values()): _track(project, project.runs/data["run"])
-    _print(asked, report(data), lambda: _verdict(data))
+    _print(asked, report(data), lambda: outcome_text(data, {n: s.when for n, s in prepared.planner.graph.stages.items()}))
     return EXIT_CODES[data["status"]]
 
 def _watcher(prepared):
@@ -66,19 +67,6 @@ def _watcher(prepared):
         quiet = Lines(); quiet._say = lambda text: None
         return quiet
     return watcher()
-
-def _verdict(data):
-    "The last line of a run."
-    from mlnb.pipeline.progress import short_time
-    count = {}
-    for record in data["stages"].values(): count[record["status"]] = count.get(record["status"], 0) + 1
-    took = short_time(data["seconds"])
-    if set(count) == {"skipped"}: return f"nothing to do: all {count['skipped']} stages are up to date ({took})"
-    words = ", ".join(f"{n} {status}" for status, n in count.items())
-    gates = [n for n, r in data["stages"].items() if r["status"] == "stopped"]
-    why = {"done": "", "failed": "", "interrupted": "\nfinished stages are kept; go on with: mlnb run",
-           "stopped": f"\nstopped at a gate before {gates[0] if gates else ''}; see: mlnb show"}[data["status"]]
-    return f"{data['status']} in {took}: {words}  (mlnb show {data['run']}){why}"
 
 def _run_stage(asked):
     from mlnb.pipeline.launch import import_papermill, serve
