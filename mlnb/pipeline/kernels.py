@@ -37,12 +37,16 @@ class StageKernelClient(AsyncKernelClient):
                 if told["parent_header"].get("msg_id") == asked and told["content"].get("execution_state") == "idle": return True
         except Empty: return False
 
-# %% ../../nbs/pipeline/69_kernels.ipynb #3855957c
+# %% ../../nbs/pipeline/69_kernels.ipynb #965377a8
 class StageKernelManager(AsyncKernelManager):
     "A manager that sees quickly that its kernel has ended, and gives it time to do so by itself."
     client_factory = StageKernelClient
 
-    def __init__(self, **options): super().__init__(**({"shutdown_wait_time": 60.0} | options))   # s; SIGTERM after half of it
+    def __init__(self, **options): super().__init__(**({"shutdown_wait_time": 20.0} | options))   # s; SIGTERM after half of it
+
+    async def _async_interrupt_kernel(self):
+        if not self.shutting_down: await super()._async_interrupt_kernel()
+    interrupt_kernel = _async_interrupt_kernel
 
     async def _async_finish_shutdown(self, waittime=None, pollinterval=0.01, restart=False):
         await super()._async_finish_shutdown(waittime, pollinterval, restart)
