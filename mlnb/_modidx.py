@@ -247,6 +247,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'mlnb.evaluation.pictures._dot': ('evaluation/pictures.html#_dot', 'mlnb/evaluation/pictures.py'),
                                           'mlnb.evaluation.pictures._figure': ( 'evaluation/pictures.html#_figure',
                                                                                 'mlnb/evaluation/pictures.py'),
+                                          'mlnb.evaluation.pictures._interval': ( 'evaluation/pictures.html#_interval',
+                                                                                  'mlnb/evaluation/pictures.py'),
                                           'mlnb.evaluation.pictures._line': ( 'evaluation/pictures.html#_line',
                                                                               'mlnb/evaluation/pictures.py'),
                                           'mlnb.evaluation.pictures._scale': ( 'evaluation/pictures.html#_scale',

@@ -121,7 +121,7 @@ class Verdict:
     def _repr_html_(self) -> str:
         style = "text-align:left;padding:2px 10px;font-variant-numeric:tabular-nums"
         shown = sorted(self.checks, key=lambda check: check.passed)
-        lines = [f'<tr style="{"" if c.passed else "color:#c2410c;font-weight:600"}">' + "".join(
+        lines = [f'<tr style="{"" if c.passed else "color:#d04a12;font-weight:600"}">' + "".join(
             f'<td style="{style}">{escape(str(cell))}</td>' for cell in
             (_MARK[c.passed], c.what, c.where, _show(c.value), _show(c.limit), _show(c.by))) + "</tr>" for c in shown]
         heads = ("", "what", "where", "value", "limit", "margin")

@@ -19,13 +19,15 @@ from ..files import write_atomic
 _STYLE = """<style>
 .mlnb-slices{font:13px/1.45 system-ui,sans-serif;color:inherit;overflow-x:auto}
 .mlnb-slices table{border-collapse:collapse;margin:.3em 0;color:inherit;background:none}
-.mlnb-slices th,.mlnb-slices td{padding:2px 10px;text-align:left;border:0;border-bottom:1px solid rgba(128,128,128,.25);
+.mlnb-slices table th,.mlnb-slices table td{padding:2px 10px;text-align:left;border:0;
+ border-bottom:1px solid rgba(128,128,128,.25);
  font-variant-numeric:tabular-nums;white-space:nowrap;background:none}
-.mlnb-slices td:first-child{white-space:normal;max-width:28em;overflow-wrap:anywhere}
-.mlnb-slices td.n,.mlnb-slices th.n{text-align:right}
+.mlnb-slices table td:first-child{white-space:normal;max-width:28em;overflow-wrap:anywhere}
+.mlnb-slices table td.n,.mlnb-slices table th.n{text-align:right}
 .mlnb-slices tr.overall td{font-weight:600}
-.mlnb-slices tr.small td{opacity:.5}
-.mlnb-slices td.worse{color:#c2410c}
+.mlnb-slices table td.worse{color:#d04a12}
+.mlnb-slices tr.small td{opacity:.6}
+.mlnb-slices table tr.small td.worse{color:inherit}
 .mlnb-slices caption{text-align:left;font-weight:600;padding:.3em 0;color:inherit}
 </style>"""
 _WIDTH = 220
@@ -51,13 +53,16 @@ def _dot(row, x, overall):
     return (f'<svg width="{_WIDTH}" height="18" viewBox="0 0 {_WIDTH} 18" role="img"><title>{escape(title)}</title>'
             + "".join(parts) + "</svg>")
 
+def _interval(row):
+    return f"{_figure(row.low)} – {_figure(row.high)}" if math.isfinite(row.low) or math.isfinite(row.high) else "–"
+
 def _line(row, x, overall, sign):
     gap = row.value - overall
     kind = "overall" if row.by == "Overall" else "small" if row.small else ""
     worse = ' worse' if sign * gap < 0 and row.by != "Overall" else ""
     shown = "" if row.by == "Overall" or not math.isfinite(gap) else f"{gap:+.3f}" if abs(gap) < 10 else f"{gap:+,.4g}"
     return (f'<tr class="{kind}"><td>{escape(row.slice)}</td><td class="n">{row.examples:,}</td>'
-            f'<td class="n">{_figure(row.value)}</td><td class="n">{_figure(row.low)} – {_figure(row.high)}</td>'
+            f'<td class="n">{_figure(row.value)}</td><td class="n">{_interval(row)}</td>'
             f'<td class="n{worse}">{shown}</td><td>{_dot(row, x, overall)}</td></tr>')
 
 # %% ../../nbs/evaluation/12_pictures.ipynb #8cd00862

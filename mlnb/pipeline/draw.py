@@ -224,7 +224,8 @@ def graph_svg(
     legend, rows = _legend([s for s in LOOKS if s in state.values()], width, height)
     size = f"{width:.0f} {height + rows:.0f}"
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{width:.0f}" '
-            f'height="{height + rows:.0f}" role="img" aria-label="pipeline of {len(graph.order)} stages" '
+            f'height="{height + rows:.0f}" style="max-width:100%;height:auto" role="img" '
+            f'aria-label="pipeline of {len(graph.order)} stages" '
             'font-family="system-ui, sans-serif" text-anchor="middle" fill="#1b1f23"><defs><marker id="tip" '
             'viewBox="0 0 8 8" refX="3" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
             '<path d="M0 0L8 4L0 8z" fill="#8a94a0"/></marker></defs>'
