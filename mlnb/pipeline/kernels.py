@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['StageKernelClient', 'StageKernelManager']
 
-# %% ../../nbs/pipeline/69_kernels.ipynb #69b562d0
+# %% ../../nbs/pipeline/69_kernels.ipynb #ef429749
 import time
+from ..errors import StageError
 import zmq
 from jupyter_client import AsyncKernelManager
 from jupyter_client.asynchronous import AsyncKernelClient
 from queue import Empty
 
-# %% ../../nbs/pipeline/69_kernels.ipynb #fdf2d6b5
+# %% ../../nbs/pipeline/69_kernels.ipynb #73d971d2
 class StageKernelClient(AsyncKernelClient):
     "A client that knows a kernel to be ready as soon as it is."
 
@@ -23,8 +24,8 @@ class StageKernelClient(AsyncKernelClient):
     async def _async_wait_for_ready(self, timeout=None):
         end = time.monotonic() + (float("inf") if timeout is None else timeout)
         while not await self._answers(self.kernel_info()):
-            if not await self._async_is_alive(): raise RuntimeError("Kernel died before replying to kernel_info")
-            if time.monotonic() > end: raise RuntimeError(f"Kernel didn't respond in {timeout:g} seconds")
+            if not await self._async_is_alive(): raise StageError("the kernel died before it was ready", cure="see the attempt's log.txt")
+            if time.monotonic() > end: raise StageError(f"the kernel was not ready within {timeout:g} s", cure="the machine may be overloaded; run again")
     wait_for_ready = _async_wait_for_ready
 
     async def _answers(self, asked):
