@@ -23,7 +23,7 @@ def _pipeline(asked):
     project = find_project()
     return project, pick_pipeline(project, getattr(asked, "pipeline", "") or "")
 
-# %% ../nbs/90_cli.ipynb #8657ae59
+# %% ../nbs/90_cli.ipynb #a3fe4921
 def _request(asked):
     from mlnb.pipeline.run import Request
     return Request(asked.pipeline or "", asked.select or "", asked.exclude or "", asked.force or "", tuple(asked.parameter or ()),
@@ -37,26 +37,17 @@ def _dry_run(asked, prepared):
              else "changed, or never run" if o.decision else "a stage above it would run") for name, o in prepared.plan.items()]
     return _print(asked, dry_report(prepared), lambda: table(("stage", "action", "because"), rows))
 
-def _track(project, folder):
-    "Write the run into W&B's offline format, in a process of its own; never a reason to fail."
-    import subprocess
-    if project.get("tracking", "mode") == "off": return
-    command = [sys.executable, "-m", "mlnb.tracking.wandb_offline", str(folder)]
-    try: done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=project.root)
-    except (OSError, subprocess.TimeoutExpired) as e: print(f"tracking: not written: {e}", file=sys.stderr)
-    else:
-        if done.returncode: print(f"tracking: not written: {done.stderr.strip()[-300:]}", file=sys.stderr)
-
 def _run(asked):
-    from mlnb.pipeline.run import EXIT_CODES, prepare, report, run
+    from mlnb.pipeline.inspect import outcome_text
+    from mlnb.pipeline.run import EXIT_CODES, prepare, report, run, track
     project, request = find_project(), _request(asked)
     prepared = prepare(project, request)
     if asked.dry_run: return _dry_run(asked, prepared)
     watch = _watcher(prepared)
     try: data = run(prepared, request, watch)
     finally: watch.close()
-    if any(r["status"] == "ran" for r in data["stages"].values()): _track(project, project.runs/data["run"])
-    _print(asked, report(data), lambda: _verdict(data))
+    if any(r["status"] == "ran" for r in data["stages"].values()): track(project, project.runs/data["run"])
+    _print(asked, report(data), lambda: outcome_text(data, {n: s.when for n, s in prepared.planner.graph.stages.items()}))
     return EXIT_CODES[data["status"]]
 
 def _watcher(prepared):
@@ -66,19 +57,6 @@ def _watcher(prepared):
         quiet = Lines(); quiet._say = lambda text: None
         return quiet
     return watcher()
-
-def _verdict(data):
-    "The last line of a run."
-    from mlnb.pipeline.progress import short_time
-    count = {}
-    for record in data["stages"].values(): count[record["status"]] = count.get(record["status"], 0) + 1
-    took = short_time(data["seconds"])
-    if set(count) == {"skipped"}: return f"nothing to do: all {count['skipped']} stages are up to date ({took})"
-    words = ", ".join(f"{n} {status}" for status, n in count.items())
-    gates = [n for n, r in data["stages"].items() if r["status"] == "stopped"]
-    why = {"done": "", "failed": "", "interrupted": "\nfinished stages are kept; go on with: mlnb run",
-           "stopped": f"\nstopped at a gate before {gates[0] if gates else ''}; see: mlnb show"}[data["status"]]
-    return f"{data['status']} in {took}: {words}  (mlnb show {data['run']}){why}"
 
 def _run_stage(asked):
     from mlnb.pipeline.launch import import_papermill, serve

@@ -147,7 +147,7 @@ def test_git_stays_clean_after_jupyterlab(clone):
     """Opened, executed and saved through Jupyter's own contents manager, with the hook that `make` configures."""
     from jupyter_server.services.contents.largefilemanager import LargeFileManager
     from traitlets.config import Config
-    setting = json.loads(re.search(r"echo '(\{.*\})'", (ROOT/".ci/install").read_text())[1])
+    setting = json.loads(re.search(r"echo '(\{\"ContentsManager.*\})'", (ROOT/".ci/install").read_text())[1])
     manager = LargeFileManager(root_dir=str(clone), config=Config(setting))
     for path in ("nbs/stages/demo/10_a.ipynb", "nbs/00_errors.ipynb"):
         model = manager.get(path)

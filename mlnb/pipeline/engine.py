@@ -6,12 +6,12 @@
 __all__ = ['notebook_text', 'StageManager', 'socket_folder', 'LeavingManager', 'kernel_manager', 'StageEngine', 'StageClient',
            'resume_from', 'KeptKernel', 'kept_kernel', 'execute']
 
-# %% ../../nbs/pipeline/70_engine.ipynb #5794da0f
+# %% ../../nbs/pipeline/70_engine.ipynb #3d16ed69
 import os, signal, tempfile, time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 import nbformat
-from jupyter_client import AsyncKernelManager
+from .kernels import StageKernelManager
 from nbclient.exceptions import CellExecutionError
 from papermill.engines import NBClientEngine, NotebookExecutionManager
 from papermill.clientwrap import PapermillNotebookClient
@@ -84,7 +84,7 @@ def socket_folder() -> Path: # a new folder that only this user can enter
     short = "/tmp" if os.path.isdir("/tmp") and os.access("/tmp", os.W_OK) else None
     return Path(tempfile.mkdtemp(prefix="mlnb-", dir=short))
 
-class LeavingManager(AsyncKernelManager):
+class LeavingManager(StageKernelManager):
     "A kernel manager that may go while its kernel lives on."
     def __del__(self) -> None: self._close_control_socket()
 

@@ -12,12 +12,14 @@ from typing import NamedTuple
 from ..errors import StageError
 from .processes import die_with_parent
 
-# %% ../../nbs/pipeline/78_launch.ipynb #8ed1540b
+# %% ../../nbs/pipeline/78_launch.ipynb #9a025761
 def import_papermill() -> None:
     "Import what executing a stage needs, without the optional parts that cost seconds and threads."
     absent = [name for name in ("rfc3987_syntax", "pyarrow.fs") if name not in sys.modules]
     for name in absent: sys.modules[name] = None  # type: ignore[assignment]
-    try: import mlnb.pipeline.attempt, mlnb.pipeline.engine, mlnb.pipeline.scraps, mlnb.pipeline.store  # noqa: F401
+    try:
+        import IPython.paths, ipykernel.kernelspec  # noqa: F401
+        import mlnb.pipeline.attempt, mlnb.pipeline.engine, mlnb.pipeline.scraps, mlnb.pipeline.store  # noqa: F401
     finally:
         for name in absent: del sys.modules[name]
 
