@@ -7,6 +7,7 @@ __all__ = ['lineage', 'lineage_text']
 
 # %% ../../nbs/pipeline/94_lineage.ipynb #21173908
 from ..errors import ScrapError
+from .inspect import terminal_width
 from .runs import find_run, read_run
 from ..settings import Project
 
@@ -39,18 +40,27 @@ def lineage(
     return _node(project, find_run(project, run), stage, name, {})
 
 # %% ../../nbs/pipeline/94_lineage.ipynb #34822e77
+def _wrapped(text, indent):
+    import textwrap
+    return textwrap.wrap(text, terminal_width(), subsequent_indent=indent + "  ",
+                         break_long_words=False, break_on_hyphens=False)
+
 def lineage_text(
     node:dict,       # from `lineage`
     indent:str="",   # for the recursion
 ) -> str:            # lines
     "Lineage as an indented tree."
     lines = [f"{indent}{node['scrap']}  {node['digest'][:12]}  {node['summary']}".rstrip()]
-    inner = indent + "  "
+    inner, values = indent + "  ", []
+    for name, value in node["parameters"].items():
+        secret = value.get("$secret") if isinstance(value, dict) else None
+        values.append(f"{name} from ${secret}" if secret else f"{name}={value!r}")
     dirty = " with uncommitted changes" if (node["git"] or {}).get("dirty") else ""
     commit = f", commit {node['git']['commit'][:10]}{dirty}" if node["git"] else ""
     lines.append(f"{inner}by {node['notebook']} in run {node['run']}{commit}")
-    if node["parameters"]: lines.append(f"{inner}parameters: " + ", ".join(f"{k}={v!r}" for k, v in node["parameters"].items()))
+    if values: lines += _wrapped(f"{inner}parameters: " + ", ".join(values), inner)
     lines += [f"{inner}source: {name}  {digest[:12]}" for name, digest in node["sources"].items()]
     if node["modules"]: lines.append(f"{inner}code: {len(node['modules'])} definitions of this project")
-    if node["packages"]: lines.append(f"{inner}packages: " + ", ".join(f"{k} {v}" for k, v in sorted(node["packages"].items())))
+    packages = ", ".join(f"{name} {version}" for name, version in sorted(node["packages"].items()))
+    if packages: lines += _wrapped(f"{inner}packages: {packages}", inner)
     return "\n".join(lines + [lineage_text(above, inner) for above in node["upstream"]])

@@ -115,7 +115,9 @@ def why_report(
     planner = Planner(project, build_graph(stages), assign(stages, list(given)))
     found = stale_stages(planner, pipeline, find_run(project, against, pipeline) if against else "")
     found = {name: facts for name, facts in found.items() if stage in ("", name)}
-    differing = [why_text(name, facts["reasons"]) for name, facts in found.items() if facts["reasons"]]
+    fresh = [name for name, facts in found.items() if any(r["what"] == "no earlier result" for r in facts["reasons"])]
+    differing = [why_text(name, facts["reasons"]) for name, facts in found.items() if facts["reasons"] and name not in fresh]
+    if fresh: differing.append(f"{', '.join(fresh)}: no earlier result")
     same = [name for name, facts in found.items() if not facts["reasons"]]
     if same: differing.append(f"{', '.join(same)}: nothing changed" + (f" since run {against}" if against else ""))
     return {"format": FORMAT, "stages": found}, "\n\n".join(differing)
