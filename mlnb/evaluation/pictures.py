@@ -19,11 +19,11 @@ from ..files import write_atomic
 _STYLE = """<style>
 .mlnb-slices{font:13px/1.45 system-ui,sans-serif;color:inherit;overflow-x:auto}
 .mlnb-slices table{border-collapse:collapse;margin:.3em 0;color:inherit;background:none}
-.mlnb-slices table th,.mlnb-slices table td{padding:2px 10px;text-align:left;border:0;
+.mlnb-slices table th,.mlnb-slices table td{padding:2px 10px;text-align:left!important;border:0;
  border-bottom:1px solid rgba(128,128,128,.25);
  font-variant-numeric:tabular-nums;white-space:nowrap;background:none}
 .mlnb-slices table td:first-child{white-space:normal;max-width:28em;overflow-wrap:anywhere}
-.mlnb-slices table td.n,.mlnb-slices table th.n{text-align:right}
+.mlnb-slices table td.n,.mlnb-slices table th.n{text-align:right!important}
 .mlnb-slices tr.overall td{font-weight:600}
 .mlnb-slices table td.worse{color:#d04a12}
 .mlnb-slices tr.small td{opacity:.6}

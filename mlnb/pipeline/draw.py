@@ -211,7 +211,7 @@ def _legend(shown, width, top):
 def graph_svg(
     graph:Graph,                     # as `build_graph` returns it
     states:dict[str, str]|None=None, # stage -> a key of LOOKS; missing: "unknown"; None: no states are shown
-) -> str:                            # one <svg> element, for a file, a page or a notebook
+) -> str:                            # one <svg> element, for a file or a page; in a notebook HTML(...) fits it into the window
     "Draw a graph as a picture."
     at, wide, width, height, upright = _layout(graph); width = max(width, 320)
     state = {n: states.get(n, "unknown") if states is not None else "" for n in graph.order}
