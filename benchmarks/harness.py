@@ -54,16 +54,34 @@ def compare(title: str, candidates: dict[str, Callable[[], object]], repeats: in
     """Time every candidate `repeats` times, in turns, after one round that does not count."""
     missing = {}
     for name, job in candidates.items():
+        progress(f"{title}: {name}, once")
         try: job()
         except NotInstalled as e: missing[name] = str(e)
     names = [name for name in candidates if name not in missing]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for k in range(repeats):
         for name in names[k % len(names):] + names[:k % len(names)]:
+            progress(f"{title}: {name}, {k + 1} of {repeats}")
             started = time.perf_counter()
             candidates[name]()
             seconds[name].append(time.perf_counter() - started)
+    progress("")
     return Comparison(title, seconds, missing)
+
+
+def progress(text: str) -> None:
+    """One line on a terminal that is written over and over; nothing elsewhere."""
+    if sys.stderr.isatty(): print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def first(once: Callable[[], object], job: Callable[[], object]) -> Callable[[], object]:
+    """A job with something to be done before it is done for the first time, and so is never timed."""
+    pending = [once]
+
+    def both() -> object:
+        if pending: pending.pop()()
+        return job()
+    return both
 
 
 def command(words: list, folder: Path, check: Callable[[str], bool] | None = None,

@@ -1,0 +1,165 @@
+"""The main job on real data: the reference pipeline of this repository, and a project made from any table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import strange_tables
+from projects import ROOT, ProjectFolder, Said, kill_process, processes_with, statuses, wait_for
+
+TAXI = ROOT.parent / "shared" / "data" / "chicago_taxi.csv"
+SMALL = ["-p", "rows=4000", "-p", "train.epochs=2", "-p", "tune.epochs=1", "-p", "trials=1"]
+STAGES = ["ingest", "validate", "prepare", "baseline", "tune", "train", "evaluate", "export", "register"]
+LENIENT = ["-p", 'thresholds={"auc": "> 0.4"}', "-p", "must_beat=[]", "-p", "may_lose=0.5"]
+
+
+class Repository(ProjectFolder):
+    """This repository as a project, with its runs elsewhere."""
+
+    def __init__(self, runs: Path):
+        self.root, self.pipeline, self._runs = ROOT, "tabular", runs
+
+    def environment(self, **more):
+        return super().environment(MLNB_RUNS=str(self._runs), TF_CPP_MIN_LOG_LEVEL="3", **more)
+
+    @property
+    def runs(self):
+        return self._runs
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> tuple[Repository, Said]:
+    """The reference pipeline on part of its rows; killed with -9 in the middle of `train`, then run to the end."""
+    project = Repository(tmp_path_factory.mktemp("reference") / "runs")
+    words = ["run", "--json", *SMALL, *LENIENT]
+    process = project.start(*words)
+    wait_for(lambda: list(project.runs.glob("2*/attempts/train-1/events.jsonl")), 400, "the beginning of train")
+    kill_process(process.pid)
+    process.communicate()
+    wait_for(lambda: not processes_with(str(project.runs)), 20, "the end of all processes")
+    assert project.mlnb("show", "--json").json["status"] == "interrupted"
+    return project, project.mlnb(*words, code=0)
+
+
+def test_a_killed_run_goes_on_from_its_last_finished_stage(reference):
+    _, said = reference
+    done = statuses(said.json)
+    assert list(done) == STAGES and said.json["status"] == "done"
+    assert {n: s for n, s in done.items() if s == "skipped"}.keys() == {
+        "ingest",
+        "validate",
+        "prepare",
+        "baseline",
+        "tune",
+    }
+
+
+def test_a_second_run_of_the_reference_pipeline_does_nothing(reference):
+    project, _ = reference
+    assert set(statuses(project.run(*SMALL, *LENIENT)).values()) == {"skipped"}
+
+
+def test_the_verdict_rests_on_rows_that_nobody_learnt_from(reference):
+    project, said = reference
+    scraps = {n: s["scraps"] for n, s in project.mlnb("show", said.json["run"], "--json").json["stages"].items()}
+    assert scraps["evaluate"]["blessed"]["data"] is True
+    verdict = scraps["evaluate"]["verdict"]["data"]
+    rows = {
+        name: int(scraps["prepare"][name]["summary"].split(" rows")[0].replace(",", ""))
+        for name in ("train", "valid", "test")
+    }
+    assert verdict["examples"] == rows["test"] and sum(rows.values()) == scraps["ingest"]["rows_read"]["data"]
+    assert 0.5 < verdict["value"] < 0.9 and any("idp" in check["where"] for check in verdict["checks"])
+    assert scraps["validate"]["leaks"]["summary"].startswith("1 rows")
+
+
+def test_tfma_reads_its_result_and_tensorflow_the_model(reference):
+    project, _ = reference
+    code = (
+        "import sys, json\nfrom pathlib import Path\nrecord = json.loads(sys.argv[1])\nstore = Path(sys.argv[2])/'store'\n"
+        "place = lambda s: store/s['digest'][:2]/s['digest']\n"
+        "import tensorflow as tf, tensorflow_model_analysis as tfma\n"
+        "result = tfma.load_eval_result(str(place(record['evaluate']['scraps']['tfma_result'])))\nassert len(result.slicing_metrics) > 5\n"
+        "model = tf.saved_model.load(str(place(record['export']['scraps']['saved_model'])))\n"
+        "assert {'serving_default', 'serving_tf_example', 'classify'} <= set(model.signatures)\n"
+        "print('ok')"
+    )
+    record = project.mlnb("show", "--json").json["stages"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps({k: record[k] for k in ("evaluate", "export")}), str(project.runs)],
+        capture_output=True,
+        text=True,
+        env=project.environment(),
+    )
+    assert done.stdout.strip().endswith("ok"), done.stderr[-2000:]
+
+
+def test_the_registry_is_one_that_tensorflow_serving_reads(reference):
+    project, _ = reference
+    assert (project.runs / "registry" / "high_use" / "1" / "saved_model.pb").is_file()
+    aliases = json.loads((project.runs / "registry" / "high_use" / "aliases.json").read_text())
+    assert "champion" in json.dumps(aliases)
+    assert project.mlnb("gc", "--keep", "1", code=0) and (project.runs / "registry" / "high_use" / "1").is_dir()
+
+
+def test_every_executed_stage_is_a_run_for_wandb(reference):
+    project, said = reference
+    written = list((project.runs / said.json["run"] / "wandb").rglob("*.wandb"))
+    assert len(written) == len([s for s in statuses(said.json).values() if s == "ran"])
+
+
+def test_lineage_leads_from_the_model_to_the_data(reference):
+    project, _ = reference
+    node = project.mlnb("lineage", "train.model", "--json", code=0).json
+    seen = set()
+    while node["upstream"]:
+        seen.add(node["scrap"])
+        node = node["upstream"][0]
+    assert list(node["sources"]) == ["package://statsmodels/datasets/randhie/randhie.csv"]
+
+
+def test_a_taxi_project_ends_with_a_verdict(tmp_path):
+    if not TAXI.exists():
+        pytest.skip(f"the taxi table is not at {TAXI}")
+    place = ProjectFolder(tmp_path, {})
+    said = place.mlnb(
+        "new",
+        "taxi",
+        "--data",
+        str(TAXI),
+        "--label",
+        "tips > 0.2 * fare",
+        "--slices",
+        "trip_start_hour,payment_type",
+        "--time",
+        "trip_start_timestamp",
+        code=0,
+    )
+    warnings = [line for line in said.out.splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 2 and "'tips'" in warnings[0] and "'payment_type'" in warnings[1]
+    place.root = tmp_path / "taxi"
+    document = place.mlnb("run", "--json", *SMALL, MLNB_TRACKING_MODE="off").json
+    assert statuses(document)["evaluate"] == "ran" and document["status"] in ("done", "stopped")
+    scraps = place.mlnb("show", "--json").json["stages"]["evaluate"]["scraps"]
+    assert scraps["verdict"]["data"]["checks"] and scraps["blessed"]["data"] in (True, False)
+
+
+def test_a_project_from_a_strange_table_ends_with_a_verdict(tmp_path):
+    frame, label = strange_tables.everything()[:2]
+    frame.to_csv(tmp_path / "strange table.csv", index=False)
+    place = ProjectFolder(tmp_path / "here", {})
+    place.mlnb("new", "strange", "--data", str(tmp_path / "strange table.csv"), "--label", label, code=0)
+    place.root = tmp_path / "here" / "strange"
+    assert place.mlnb("check", code=0)
+    document = place.mlnb("run", "--json", *SMALL, MLNB_TRACKING_MODE="off").json
+    assert statuses(document)["evaluate"] == "ran", place.mlnb("show").out
+
+
+def test_ten_rows_are_refused_in_words(tmp_path):
+    (tmp_path / "ten.csv").write_text("a,b\n" + "\n".join(f"{i},{i % 2}" for i in range(10)))
+    said = ProjectFolder(tmp_path / "x", {}).mlnb(
+        "new", "ten", "--data", str(tmp_path / "ten.csv"), "--label", "b", code=1
+    )
+    assert "50" in said.err and "Traceback" not in said.err and not (tmp_path / "x" / "ten").exists()
