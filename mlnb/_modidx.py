@@ -1092,6 +1092,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlnb/pipeline/progress.py'),
                                         'mlnb.pipeline.progress.Table.close': ( 'pipeline/progress.html#table.close',
                                                                                 'mlnb/pipeline/progress.py'),
+                                        'mlnb.pipeline.progress._interrupted': ( 'pipeline/progress.html#_interrupted',
+                                                                                 'mlnb/pipeline/progress.py'),
                                         'mlnb.pipeline.progress.failure_text': ( 'pipeline/progress.html#failure_text',
                                                                                  'mlnb/pipeline/progress.py'),
                                         'mlnb.pipeline.progress.settled_text': ( 'pipeline/progress.html#settled_text',

@@ -113,7 +113,8 @@ def outcome_text(
     words = ", ".join(f"{n} {status}" for status, n in count.items())
     more = ["finished stages are kept; go on with: mlnb run"] if data["status"] == "interrupted" else []
     more += _gate_lines(data, gates) if data["status"] == "stopped" else []
-    return "\n".join([f"{data['status']} in {took}: {words}  (mlnb show {data['run']})", *more])
+    first, rest = f"{data['status']} in {took}: {words}", f"(mlnb show {data['run']})"
+    return "\n".join([f"{first}  {rest}" if len(first + rest) + 2 <= terminal_width() else f"{first}\n{rest}", *more])
 
 # %% ../../nbs/pipeline/86_inspect.ipynb #e2ebebe7
 def params_rows(

@@ -33,14 +33,18 @@ def short_size(
 MARKS = {"ran": "✓", "skipped": "·", "failed": "✗", "blocked": "-", "stopped": "■", "running": "▸", "waiting": " ", "interrupted": "✗"}
 COLOURS = {"ran": "green", "skipped": "bright_black", "failed": "red", "blocked": "yellow", "stopped": "magenta", "running": "cyan"}
 
+def _interrupted(record): return (record.get("error") or {}).get("kind") == "interrupted"
+
 def settled_text(
-    name:str,      # stage
-    record:dict,   # its record
-) -> str:          # e.g. "✓ train      ran in 12 s, 1.2 GB, val_auc 0.83"
+    name:str,           # stage
+    record:dict,        # its record
+    halted:bool=False,  # was the run stopped from outside?
+) -> str:               # e.g. "✓ train      ran in 12 s, 1.2 GB, val_auc 0.83"
     "What is said of a stage that has come to its end."
     status = record["status"]
     words = {"ran": f"ran in {short_time(record['seconds'])}", "skipped": f"unchanged since {record.get('run', '')}",
-             "failed": "failed", "blocked": "not run: a stage above it failed", "stopped": "not run: its gate is closed"}[status]
+             "failed": "stopped from outside" if _interrupted(record) else "failed", "blocked": f"not run: {'the run was stopped' if halted else 'a stage above it failed'}",
+             "stopped": "not run: its gate is closed"}[status]
     memory = (record.get("resources") or {}).get("peak_memory_bytes") if status == "ran" else None
     return f"{MARKS[status]} {name:<14} {words}" + (f", {short_size(memory)}" if memory else "")
 
@@ -67,6 +71,8 @@ def failure_text(
 class Lines:
     "Progress as lines that are never rewritten."
 
+    halted = False
+
     def __init__(self, stream=None): self.stream, self.pipeline = stream or sys.stderr, ""
 
     def __call__(self, event:dict) -> None:
@@ -76,11 +82,11 @@ class Lines:
         elif kind == "started": self._say(f"▸ {name:<14} started" + (f", took {short_time(event['expected'])} last time" if event["expected"] else ""))
         elif kind == "retry": self._say(f"  {name} failed ({event['error']['name']}), attempt {event['attempt']} of {event['of']}")
         elif kind == "settled": self._settled(name, event["record"])
-        elif kind == "interrupt": self._say("stopping: notebooks are being saved; once more kills" if event["times"] == 1 else "killing")
+        elif kind == "interrupt": self.halted = True; self._say("stopping: notebooks are being saved; once more kills" if event["times"] == 1 else "killing")
 
     def _settled(self, name, record):
-        self._say(settled_text(name, record))
-        if record["status"] == "failed": self._say(failure_text(name, record, self.pipeline))
+        self._say(settled_text(name, record, self.halted))
+        if record["status"] == "failed" and not _interrupted(record): self._say(failure_text(name, record, self.pipeline))
 
     def _say(self, text): print(text, file=self.stream, flush=True)
 
