@@ -16,7 +16,7 @@ from .processes import MARK, death_of, guard, kill_members
 from .runs import FORMAT, timestamp
 from .scratch import scratch_folder
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #112a9d76
+# %% ../../nbs/pipeline/75_attempt.ipynb #a244f990
 def context_of(
     spec:dict,  # a specification
 ) -> dict:      # what ref, glue and source read in the kernel
@@ -38,6 +38,7 @@ def kernel_environment(
                              "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "LOKY_MAX_CPU_COUNT"), cores)
     quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"), "PYTHONHASHSEED": str(spec.get("seed", 0)),
              "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    if spec.get("gpu_slots") is not None: threads["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, spec["gpu_slots"]))
     return os.environ | threads | quiet | {"MLNB_CONTEXT": str(context), MARK: mark,
                                            "MLNB_SCRATCH": str(scratch_folder(Path(spec["runs"]), spec["fingerprint"])), "TMPDIR": str(temporary),
                                            "PYTHONPATH": os.pathsep.join(places)}

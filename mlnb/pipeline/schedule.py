@@ -85,7 +85,7 @@ def specification(
             "timeout": stage.timeout or project.get("pipeline", "timeout"), "cores": min(stage.cores, limits.slots),
             "seed": project.get("pipeline", "seed"), "save_every": project.get("pipeline", "save_every"), **extra}
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #03c97fb0
+# %% ../../nbs/pipeline/85_schedule.ipynb #a4d9edb6
 class Scheduler:
     "Brings a set of stages from waiting to an end."
 
@@ -152,7 +152,7 @@ class Scheduler:
         stage = self.planner.graph.stages[name]
         gpus = [g for g in range(self.limits.gpus) if g not in taken][:stage.gpus]
         spec = specification(self.planner, self.run.folder.name, self.run.folder, name, decision, self.records, attempt, self.limits,
-                             gpu_slots=gpus, **self.options.get(name, {}))
+                             gpu_slots=gpus if self.limits.gpus else None, **self.options.get(name, {}))
         folder = Path(spec["folder"]); folder.mkdir(parents=True, exist_ok=True)
         path = write_json(folder/"spec.json", spec)
         self.planner.keep_texts(name)
