@@ -67,7 +67,7 @@ def failed_cell(
                 "message": re.sub(_ANSI, "", str(error.get("evalue", "")))[:2000], "traceback": "\n".join(trace)[-8000:]}
     return None
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #397cab2e
+# %% ../../nbs/pipeline/75_attempt.ipynb #8b4c7407
 class Stopper:
     "Turns SIGALRM (time over) and SIGTERM or SIGINT (asked) into an orderly end of the kernel."
 
@@ -75,7 +75,11 @@ class Stopper:
         self.reason, self.group, self.timeout = "", 0, timeout
         for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, lambda *_: self.stop("interrupted"))
         signal.signal(signal.SIGALRM, lambda *_: self.stop("timeout"))
-        if timeout: signal.setitimer(signal.ITIMER_REAL, timeout)
+
+    def watch(self, group:int) -> None:
+        "The kernel stands: this is the process group to stop, and its time begins."
+        self.group = group
+        if self.timeout: signal.setitimer(signal.ITIMER_REAL, self.timeout)
 
     def stop(self, reason:str) -> None:
         "Interrupt the kernel; on the second call kill it."
@@ -111,7 +115,7 @@ def failure(
         return place | {"kind": "died", "name": "kernel died", "message": death_of(status)}
     return place | {"kind": "error", "name": type(error).__name__, "message": str(error)[-2000:]}
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #595867c7
+# %% ../../nbs/pipeline/75_attempt.ipynb #877f828d
 class Attempt:
     "One execution of one stage."
 
@@ -140,16 +144,16 @@ class Attempt:
         return options | ({"independent": True} if self.spec.get("keep_kernel") else {})
 
     def _kernel_stands(self, manager):
-        self.stopper.group = getattr(manager, "pid", 0) or manager.provisioner.process.pid
+        self.stopper.watch(getattr(manager, "pid", 0) or manager.provisioner.process.pid)
         self.tell(self.stopper.group)
         self.event({"event": "kernel", "pid": self.stopper.group})
 
     def execute(self) -> dict|None:
         "Run the notebook and say what went wrong; the executed copy is there afterwards, whatever happened."
-        from mlnb.pipeline.engine import execute, kept_kernel, kernel_manager, socket_folder
         spec, kept, manager = self.spec, self.spec.get("kept"), None
-        self.sockets = Path(kept["connection_file"]).parent if kept else socket_folder()
         try:
+            from mlnb.pipeline.engine import execute, kept_kernel, kernel_manager, socket_folder
+            self.sockets = Path(kept["connection_file"]).parent if kept else socket_folder()
             manager = kept_kernel(Path(kept["connection_file"]), kept["pid"]) if kept else kernel_manager(spec["kernel"], self.sockets)
             execute(Path(spec["notebook"]), self.copy, spec["parameters"], spec["kernel"], spec["language"],
                     spec["literals"] if spec["language"] == "python" else None, watch=self.event, secrets=self.secrets,

@@ -85,7 +85,7 @@ def specification(
             "timeout": stage.timeout or project.get("pipeline", "timeout"), "cores": min(stage.cores, limits.slots),
             "seed": project.get("pipeline", "seed"), "save_every": project.get("pipeline", "save_every"), **extra}
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #a4d9edb6
+# %% ../../nbs/pipeline/85_schedule.ipynb #bb3c5d70
 class Scheduler:
     "Brings a set of stages from waiting to an end."
 
@@ -158,7 +158,7 @@ class Scheduler:
         self.planner.keep_texts(name)
         self._prepare_start()
         self.launch.start(path, folder/"log.txt")
-        limit = time.monotonic() + spec["timeout"] + 20 if spec["timeout"] else None
+        limit = time.monotonic() + spec["timeout"] + 180 if spec["timeout"] else None
         self.running[name] = {"spec": path, "folder": folder, "decision": decision, "attempt": attempt, "gpus": gpus, "limit": limit,
                               "read": 0, "started": time.monotonic()}
         self.run.stage(name, {"stage": name, "status": "running", "fingerprint": decision.fingerprint, "attempts": attempt})
