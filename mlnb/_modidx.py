@@ -410,6 +410,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlnb/pipeline/attempt.py'),
                                        'mlnb.pipeline.attempt.Stopper.stop': ( 'pipeline/attempt.html#stopper.stop',
                                                                                'mlnb/pipeline/attempt.py'),
+                                       'mlnb.pipeline.attempt.Stopper.watch': ( 'pipeline/attempt.html#stopper.watch',
+                                                                                'mlnb/pipeline/attempt.py'),
                                        'mlnb.pipeline.attempt._clean': ('pipeline/attempt.html#_clean', 'mlnb/pipeline/attempt.py'),
                                        'mlnb.pipeline.attempt._finish': ('pipeline/attempt.html#_finish', 'mlnb/pipeline/attempt.py'),
                                        'mlnb.pipeline.attempt._keep': ('pipeline/attempt.html#_keep', 'mlnb/pipeline/attempt.py'),

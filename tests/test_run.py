@@ -261,3 +261,32 @@ def test_dates_and_lists_arrive_as_such(tmp_path):
         ["x", "y"],
         0.5,
     ]
+
+
+def test_gpu_slots_are_shared_out(tmp_path):
+    see = "#| resources: gpu=1\nimport os, time\nfrom pathlib import Path\nfrom mlnb import glue\nPath('gpu').mkdir()\ntime.sleep(0.3)\nPath('gpu').rmdir()\nglue('sees', os.environ['CUDA_VISIBLE_DEVICES'])"
+    project = ProjectFolder(
+        tmp_path,
+        {
+            "10_a": [see],
+            "20_b": [see + "\n1"],
+            "30_c": [see.splitlines()[1] + "\nfrom mlnb import glue\nglue('sees', os.environ['CUDA_VISIBLE_DEVICES'])"],
+        },
+    )
+    assert "gpu=1, there is 0" in project.mlnb("run", code=2).err
+    project.run("-j", "2", MLNB_PIPELINE_GPUS="1")
+    stages = project.mlnb("show", "--json").json["stages"]
+    assert {n: s["scraps"]["sees"]["data"] for n, s in stages.items()} == {"a": "0", "b": "0", "c": ""}
+
+
+def test_why_against_an_older_run(chain):
+    first = chain.run()["run"]
+    chain.run("-p", "load.n=4")
+    reasons = chain.mlnb("why", "load", "--against", first, "-p", "load.n=5", "--json", code=0).json["stages"]["load"][
+        "reasons"
+    ]
+    assert reasons == [{"part": "parameter", "what": "n", "old": 3, "new": 5}]
+    assert "n: 3 -> 5" in chain.mlnb("why", "load", "--against", first, "-p", "load.n=5").out
+    chain.edit("20_total", "sum(", "3 * sum(")
+    text = chain.mlnb("why", "total").out
+    assert "-" in text and "+" in text and "3 * sum" in text

@@ -16,7 +16,7 @@ from .processes import MARK, death_of, guard, kill_members
 from .runs import FORMAT, timestamp
 from .scratch import scratch_folder
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #112a9d76
+# %% ../../nbs/pipeline/75_attempt.ipynb #a244f990
 def context_of(
     spec:dict,  # a specification
 ) -> dict:      # what ref, glue and source read in the kernel
@@ -38,6 +38,7 @@ def kernel_environment(
                              "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "LOKY_MAX_CPU_COUNT"), cores)
     quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"), "PYTHONHASHSEED": str(spec.get("seed", 0)),
              "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    if spec.get("gpu_slots") is not None: threads["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, spec["gpu_slots"]))
     return os.environ | threads | quiet | {"MLNB_CONTEXT": str(context), MARK: mark,
                                            "MLNB_SCRATCH": str(scratch_folder(Path(spec["runs"]), spec["fingerprint"])), "TMPDIR": str(temporary),
                                            "PYTHONPATH": os.pathsep.join(places)}
@@ -66,7 +67,7 @@ def failed_cell(
                 "message": re.sub(_ANSI, "", str(error.get("evalue", "")))[:2000], "traceback": "\n".join(trace)[-8000:]}
     return None
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #397cab2e
+# %% ../../nbs/pipeline/75_attempt.ipynb #8b4c7407
 class Stopper:
     "Turns SIGALRM (time over) and SIGTERM or SIGINT (asked) into an orderly end of the kernel."
 
@@ -74,7 +75,11 @@ class Stopper:
         self.reason, self.group, self.timeout = "", 0, timeout
         for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, lambda *_: self.stop("interrupted"))
         signal.signal(signal.SIGALRM, lambda *_: self.stop("timeout"))
-        if timeout: signal.setitimer(signal.ITIMER_REAL, timeout)
+
+    def watch(self, group:int) -> None:
+        "The kernel stands: this is the process group to stop, and its time begins."
+        self.group = group
+        if self.timeout: signal.setitimer(signal.ITIMER_REAL, self.timeout)
 
     def stop(self, reason:str) -> None:
         "Interrupt the kernel; on the second call kill it."
@@ -110,7 +115,7 @@ def failure(
         return place | {"kind": "died", "name": "kernel died", "message": death_of(status)}
     return place | {"kind": "error", "name": type(error).__name__, "message": str(error)[-2000:]}
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #595867c7
+# %% ../../nbs/pipeline/75_attempt.ipynb #877f828d
 class Attempt:
     "One execution of one stage."
 
@@ -139,16 +144,16 @@ class Attempt:
         return options | ({"independent": True} if self.spec.get("keep_kernel") else {})
 
     def _kernel_stands(self, manager):
-        self.stopper.group = getattr(manager, "pid", 0) or manager.provisioner.process.pid
+        self.stopper.watch(getattr(manager, "pid", 0) or manager.provisioner.process.pid)
         self.tell(self.stopper.group)
         self.event({"event": "kernel", "pid": self.stopper.group})
 
     def execute(self) -> dict|None:
         "Run the notebook and say what went wrong; the executed copy is there afterwards, whatever happened."
-        from mlnb.pipeline.engine import execute, kept_kernel, kernel_manager, socket_folder
         spec, kept, manager = self.spec, self.spec.get("kept"), None
-        self.sockets = Path(kept["connection_file"]).parent if kept else socket_folder()
         try:
+            from mlnb.pipeline.engine import execute, kept_kernel, kernel_manager, socket_folder
+            self.sockets = Path(kept["connection_file"]).parent if kept else socket_folder()
             manager = kept_kernel(Path(kept["connection_file"]), kept["pid"]) if kept else kernel_manager(spec["kernel"], self.sockets)
             execute(Path(spec["notebook"]), self.copy, spec["parameters"], spec["kernel"], spec["language"],
                     spec["literals"] if spec["language"] == "python" else None, watch=self.event, secrets=self.secrets,

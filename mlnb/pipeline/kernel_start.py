@@ -25,7 +25,7 @@ def seed_everything(
     when_imported("numpy", numpy)
     when_imported("tensorflow", tensorflow)
 
-# %% ../../nbs/pipeline/68_kernel_start.ipynb #0416d911
+# %% ../../nbs/pipeline/68_kernel_start.ipynb #777b1f44
 def load_ipython_extension(
     shell:object,  # the kernel's InteractiveShell
 ) -> None:
@@ -35,6 +35,6 @@ def load_ipython_extension(
         add_project_path()
         return
     context = json.loads(Path(os.environ["MLNB_CONTEXT"]).read_bytes())
-    seed_everything(context["seed"])
+    seed_everything(context.get("seed", 0))
     from mlnb.pipeline.payloads import watch_scrapbook
     watch_scrapbook()

@@ -85,7 +85,7 @@ def specification(
             "timeout": stage.timeout or project.get("pipeline", "timeout"), "cores": min(stage.cores, limits.slots),
             "seed": project.get("pipeline", "seed"), "save_every": project.get("pipeline", "save_every"), **extra}
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #03c97fb0
+# %% ../../nbs/pipeline/85_schedule.ipynb #bb3c5d70
 class Scheduler:
     "Brings a set of stages from waiting to an end."
 
@@ -152,13 +152,13 @@ class Scheduler:
         stage = self.planner.graph.stages[name]
         gpus = [g for g in range(self.limits.gpus) if g not in taken][:stage.gpus]
         spec = specification(self.planner, self.run.folder.name, self.run.folder, name, decision, self.records, attempt, self.limits,
-                             gpu_slots=gpus, **self.options.get(name, {}))
+                             gpu_slots=gpus if self.limits.gpus else None, **self.options.get(name, {}))
         folder = Path(spec["folder"]); folder.mkdir(parents=True, exist_ok=True)
         path = write_json(folder/"spec.json", spec)
         self.planner.keep_texts(name)
         self._prepare_start()
         self.launch.start(path, folder/"log.txt")
-        limit = time.monotonic() + spec["timeout"] + 20 if spec["timeout"] else None
+        limit = time.monotonic() + spec["timeout"] + 180 if spec["timeout"] else None
         self.running[name] = {"spec": path, "folder": folder, "decision": decision, "attempt": attempt, "gpus": gpus, "limit": limit,
                               "read": 0, "started": time.monotonic()}
         self.run.stage(name, {"stage": name, "status": "running", "fingerprint": decision.fingerprint, "attempts": attempt})

@@ -39,10 +39,9 @@ def _show(line, value):
     display({"text/plain": line}, raw=True)
     if head := _head(value): display(head, raw=True)
 
-# %% ../../nbs/pipeline/65_scraps.ipynb #deb325f9
+# %% ../../nbs/pipeline/65_scraps.ipynb #0fac3f80
 def _in_kernel():
-    shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
-    return getattr(shell, "kernel", None) is not None
+    return bool(sys.modules.get("IPython")) and sys.modules["IPython"].get_ipython() is not None
 
 def _check_name(name):
     if isinstance(name, str) and name.isidentifier(): return
