@@ -242,7 +242,8 @@ COMMANDS: dict[str, Any] = {
     "show": (_show, "show a run: stages, scraps, failures", [_RUN, _JSON]),
     "status": (_status, "show what a run is doing now", [_RUN, _JSON]),
     "lineage": (_lineage, "show what made a result", [(("scrap",), {"help": "stage.scrap, such as train.model"}), (("--run",), {"metavar": "RUN"}), _JSON]),
-    "debug": (_debug, "get into a failed stage", [(("stage",), {"nargs": "?", "help": "the first that failed, when left out"}), _OF, _flag("--stop", "end the kept kernel"), _JSON]),
+    "debug": (_debug, "get into a failed stage", [
+        (("stage",), {"nargs": "?", "help": "the first that failed, when left out"}), _OF, _flag("--stop", "end the kept kernel"), _JSON]),
     "gc": (_gc, "remove runs and results that nothing kept needs", [
         (("--keep",), {"type": int, "default": 20, "metavar": "N", "help": "runs of each pipeline to keep (20)"}),
         _flag("--dry-run", "only say what would be removed"), _JSON]),

@@ -43,7 +43,8 @@ def settled_text(
     "What is said of a stage that has come to its end."
     status = record["status"]
     words = {"ran": f"ran in {short_time(record['seconds'])}", "skipped": f"unchanged since {record.get('run', '')}",
-             "failed": "stopped from outside" if _interrupted(record) else "failed", "blocked": f"not run: {'the run was stopped' if halted else 'a stage above it failed'}",
+             "failed": "stopped from outside" if _interrupted(record) else "failed",
+             "blocked": f"not run: {'the run was stopped' if halted else 'a stage above it failed'}",
              "stopped": "not run: its gate is closed"}[status]
     memory = (record.get("resources") or {}).get("peak_memory_bytes") if status == "ran" else None
     return f"{MARKS[status]} {name:<14} {words}" + (f", {short_size(memory)}" if memory else "")
