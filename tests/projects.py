@@ -57,7 +57,7 @@ class ProjectFolder:
 
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a command: this checkout, nothing of the caller's mlnb settings."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_")}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_") and k != "MPLBACKEND"}
         return kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"} | more
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen:
