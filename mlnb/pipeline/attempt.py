@@ -115,7 +115,7 @@ def failure(
         return place | {"kind": "died", "name": "kernel died", "message": death_of(status)}
     return place | {"kind": "error", "name": type(error).__name__, "message": str(error)[-2000:]}
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #877f828d
+# %% ../../nbs/pipeline/75_attempt.ipynb #e276b1fe
 class Attempt:
     "One execution of one stage."
 
@@ -125,7 +125,7 @@ class Attempt:
         self.copy = self.folder/spec["copy"]
         self.mark = f"{spec['run']}:{spec['stage']}:{spec['attempt']}:{os.getpid()}"
         self.tell, self.stopper = guard(self.mark), Stopper(spec["timeout"])
-        self.started, self.cell, self.status, self.kept = time.time(), 0, None, False
+        self.started, self.cell, self.kept = time.time(), 0, False
         self.secrets = [os.environ[n] for n in spec["secrets"] if os.environ.get(n)]
         self._events = open(self.folder/"events.jsonl", "a", buffering=1)  # noqa: SIM115 it lives as long as the attempt
 
