@@ -23,12 +23,12 @@ def _pipeline(asked):
     project = find_project()
     return project, pick_pipeline(project, getattr(asked, "pipeline", "") or "")
 
-# %% ../nbs/90_cli.ipynb #a3fe4921
+# %% ../nbs/90_cli.ipynb #b7f49331
 def _request(asked):
     from mlnb.pipeline.run import Request
     return Request(asked.pipeline or "", asked.select or "", asked.exclude or "", asked.force or "", tuple(asked.parameter or ()),
                    Path(asked.parameters_file) if asked.parameters_file else None, asked.jobs or 0, asked.keep_going or None,
-                   asked.resume_kernel, asked.keep_kernel)
+                   asked.resume_kernel, asked.keep_kernel, asked.cold)
 
 def _dry_run(asked, prepared):
     from mlnb.pipeline.inspect import table
@@ -43,20 +43,20 @@ def _run(asked):
     project, request = find_project(), _request(asked)
     prepared = prepare(project, request)
     if asked.dry_run: return _dry_run(asked, prepared)
-    watch = _watcher(prepared)
+    watch = _watcher(prepared, asked.verbose)
     try: data = run(prepared, request, watch)
     finally: watch.close()
     if any(r["status"] == "ran" for r in data["stages"].values()): track(project, project.runs/data["run"])
     _print(asked, report(data), lambda: outcome_text(data, {n: s.when for n, s in prepared.planner.graph.stages.items()}))
     return EXIT_CODES[data["status"]]
 
-def _watcher(prepared):
+def _watcher(prepared, verbose):
     "Nothing to show for a run that skips everything; else what suits the terminal."
     from mlnb.pipeline.progress import Lines, watcher
     if all(o.action == "would-skip" for o in prepared.plan.values()):
         quiet = Lines(); quiet._say = lambda text: None
         return quiet
-    return watcher()
+    return watcher(verbose)
 
 def _run_stage(asked):
     from mlnb.pipeline.launch import import_papermill, serve
@@ -168,6 +168,30 @@ def _settings(asked):
     from mlnb.pipeline.inspect import settings_rows, settings_text
     return _print(asked, rows := settings_rows(find_project()), lambda: settings_text(rows))
 
+# %% ../nbs/90_cli.ipynb #c48b9303
+def _kernels(asked):
+    from mlnb.pipeline.inspect import kernels_text
+    from mlnb.pipeline.warm_client import parents, stop_parents
+    project = None if asked.all else find_project()
+    if asked.action == "stop":
+        stopped = stop_parents(project)
+        return _print(asked, {"format": 1, "stopped": stopped}, lambda: f"stopped: {stopped}" if stopped else "nothing was there to be stopped")
+    if asked.action == "start": _start_kernels(find_project())
+    found = parents(project, 120.0)
+    return _print(asked, {"format": 1, "parents": found}, lambda: kernels_text(found))
+
+def _start_kernels(project):
+    "Start the parent with the imports of all pipelines and wait for it."
+    from mlnb.pipeline.preload import preload_list
+    from mlnb.pipeline.stage import read_pipeline
+    from mlnb.pipeline.warm_client import connect
+    needs = [s for p in project.pipelines() for found in preload_list(project, read_pipeline(project, p)).values() for s in found]
+    print(f"importing ({len(set(needs))} statements) …", file=sys.stderr)
+    connection = connect(project)
+    connection.say({"ask": "preload", "statements": needs, "answer": True})
+    try: connection.hear(600.0)
+    finally: connection.close()
+
 # %% ../nbs/90_cli.ipynb #4dcbda30
 def _gc(asked):
     from mlnb.pipeline.gc import collect
@@ -214,7 +238,7 @@ def _completion(asked):
     import argcomplete
     return print(argcomplete.shellcode(["mlnb"], shell=asked.shell)) or 0
 
-# %% ../nbs/90_cli.ipynb #810b9ef4
+# %% ../nbs/90_cli.ipynb #0747a660
 _PIPELINE = (("pipeline",), {"nargs": "?", "help": "folder under nbs/stages; not needed when there is only one"})
 _STAGE = (("stage",), {"nargs": "?", "help": "a stage; all, when left out"})
 _RUN = (("run",), {"nargs": "?", "help": "last, last~1, or the beginning of an id; last, when left out"})
@@ -230,7 +254,9 @@ COMMANDS: dict[str, Any] = {
         _PARAMETER, (("-P", "--parameters-file"), {"metavar": "FILE", "help": "YAML or JSON: {name: value, stage: {name: value}}"}),
         (("-j", "--jobs"), {"type": int, "metavar": "N", "help": "stages at once; one per core, when left out"}),
         _flag("--keep-going", "go on with independent stages after a failure"), _flag("--dry-run", "only say what would run"),
-        _flag("--keep-kernel", "leave the kernel of a stage that fails alive"), _flag("--resume-kernel", "go on in the kernel that mlnb debug kept"), _JSON]),
+        _flag("--keep-kernel", "leave the kernel of a stage that fails alive"), _flag("--resume-kernel", "go on in the kernel that mlnb debug kept"),
+        _flag("--cold", "start each kernel by itself instead of forking it"),
+        (("-v", "--verbose"), {"action": "store_true", "help": "say also why a kernel could not be forked"}), _JSON]),
     "check": (_check, "find every mistake that can be found without running", [_PIPELINE, _JSON]),
     "params": (_params, "list parameters with type, value and meaning", [_STAGE, _OF, _PARAMETER, _JSON]),
     "ls": (_ls, "list the stages an expression means", [_OF, _SELECT, _EXCLUDE, _JSON]),
@@ -244,6 +270,9 @@ COMMANDS: dict[str, Any] = {
     "lineage": (_lineage, "show what made a result", [(("scrap",), {"help": "stage.scrap, such as train.model"}), (("--run",), {"metavar": "RUN"}), _JSON]),
     "debug": (_debug, "get into a failed stage", [
         (("stage",), {"nargs": "?", "help": "the first that failed, when left out"}), _OF, _flag("--stop", "end the kept kernel"), _JSON]),
+    "kernels": (_kernels, "show, start or stop what forks kernels with their imports done", [
+        (("action",), {"nargs": "?", "choices": ("show", "start", "stop"), "default": "show", "help": "show, when left out"}),
+        _flag("--all", "of every project of this user"), _JSON]),
     "gc": (_gc, "remove runs and results that nothing kept needs", [
         (("--keep",), {"type": int, "default": 20, "metavar": "N", "help": "runs of each pipeline to keep (20)"}),
         _flag("--dry-run", "only say what would be removed"), _JSON]),

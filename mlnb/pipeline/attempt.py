@@ -115,7 +115,7 @@ def failure(
         return place | {"kind": "died", "name": "kernel died", "message": death_of(status)}
     return place | {"kind": "error", "name": type(error).__name__, "message": str(error)[-2000:]}
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #e276b1fe
+# %% ../../nbs/pipeline/75_attempt.ipynb #29f87ff0
 class Attempt:
     "One execution of one stage."
 
@@ -125,7 +125,7 @@ class Attempt:
         self.copy = self.folder/spec["copy"]
         self.mark = f"{spec['run']}:{spec['stage']}:{spec['attempt']}:{os.getpid()}"
         self.tell, self.stopper = guard(self.mark), Stopper(spec["timeout"])
-        self.started, self.cell, self.kept = time.time(), 0, False
+        self.started, self.cell, self.kept, self.process = time.time(), 0, False, None
         self.secrets = [os.environ[n] for n in spec["secrets"] if os.environ.get(n)]
         self._events = open(self.folder/"events.jsonl", "a", buffering=1)  # noqa: SIM115 it lives as long as the attempt
 
@@ -144,9 +144,16 @@ class Attempt:
         return options | ({"independent": True} if self.spec.get("keep_kernel") else {})
 
     def _kernel_stands(self, manager):
-        self.stopper.watch(getattr(manager, "pid", 0) or manager.provisioner.process.pid)
+        self.process = getattr(manager.provisioner, "process", None)
+        self.stopper.watch(getattr(manager, "pid", 0) or self.process.pid)
         self.tell(self.stopper.group)
-        self.event({"event": "kernel", "pid": self.stopper.group})
+        self.event({"event": "kernel", "pid": self.stopper.group, "kind": self.kind()})
+        why = getattr(manager.provisioner, "why_cold", "")
+        if why: self.event({"event": "cold", "why": why})
+
+    def kind(self) -> str: # "warm", "cold" or "kept"
+        "What kind of kernel executes the stage."
+        return "kept" if self.spec.get("kept") else "warm" if hasattr(self.process, "usage") else "cold"
 
     def execute(self) -> dict|None:
         "Run the notebook and say what went wrong; the executed copy is there afterwards, whatever happened."
@@ -154,15 +161,15 @@ class Attempt:
         try:
             from mlnb.pipeline.engine import execute, kept_kernel, kernel_manager, socket_folder
             self.sockets = Path(kept["connection_file"]).parent if kept else socket_folder()
-            manager = kept_kernel(Path(kept["connection_file"]), kept["pid"]) if kept else kernel_manager(spec["kernel"], self.sockets)
+            manager = (kept_kernel(Path(kept["connection_file"]), kept["pid"]) if kept
+                       else kernel_manager(spec["kernel"], self.sockets, spec.get("warm")))
             execute(Path(spec["notebook"]), self.copy, spec["parameters"], spec["kernel"], spec["language"],
                     spec["literals"] if spec["language"] == "python" else None, watch=self.event, secrets=self.secrets,
                     started=self._kernel_stands, km=manager, save_every=spec["save_every"], kept=kept and kept["notebook"],
                     start={} if kept else self._start_options(), keep=bool(spec.get("keep_kernel")),
                     code_cells=spec.get("code_cells"))
         except (Exception, KeyboardInterrupt) as e:  # noqa: BLE001 whatever happened in there becomes the record's error
-            process = getattr(getattr(manager, "provisioner", None), "process", None)
-            return failure(spec, e, self.stopper.reason, process.poll() if process else None, self.executed(), self.cell)
+            return failure(spec, e, self.stopper.reason, self.process.poll() if self.process else None, self.executed(), self.cell)
         finally: self.stopper.rest()
         return None
 
@@ -197,10 +204,13 @@ def publish(
     with contextlib.suppress(PermissionError): os.chmod(temporary, 0o444)  # another user's, in a shared project
     os.replace(temporary, target)
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #7aef9fbb
-def _resources():
-    "Peak memory and processor time of the kernel and what it waited for."
+# %% ../../nbs/pipeline/75_attempt.ipynb #f0ae6ff0
+def _resources(process):
+    "Peak memory and processor time of the kernel and what it waited for; a forked kernel's are known to its parent."
     import resource
+    if hasattr(process, "usage"):
+        process.poll()
+        return process.usage
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     unit = 1 if sys.platform == "darwin" else 1024
     return {"peak_memory_bytes": used.ru_maxrss * unit, "cpu_seconds": round(used.ru_utime + used.ru_stime, 3)}
@@ -208,7 +218,7 @@ def _resources():
 def _redacted(attempt, value):
     return json.loads(mask(json.dumps(value), attempt.secrets))
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #f016b68e
+# %% ../../nbs/pipeline/75_attempt.ipynb #1769022b
 def record_of(
     attempt:Attempt,   # after `execute`
     error:dict|None,   # what went wrong
@@ -221,7 +231,7 @@ def record_of(
     return {"stage": spec["stage"], "status": "failed" if error else "ran", "fingerprint": spec["fingerprint"],
             "parts": spec["parts"], "parameters": spec["values"], "scraps": scraps, "notebook": spec["copy"], "run": spec["run"],
             "attempts": spec["attempt"], "started": timestamp(attempt.started), "finished": timestamp(now),
-            "seconds": round(now - attempt.started, 3), "resources": _resources(), "kernel": "kept" if spec.get("kept") else "cold",
+            "seconds": round(now - attempt.started, 3), "resources": _resources(attempt.process), "kernel": attempt.kind(),
             "resumed": bool(spec.get("kept")), "error": error and _redacted(attempt, error)}
 
 # %% ../../nbs/pipeline/75_attempt.ipynb #cecda1e3
@@ -238,12 +248,13 @@ def run_stage(
         return _finish(attempt, record)
     finally: _clean(attempt)
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #e4e8874d
+# %% ../../nbs/pipeline/75_attempt.ipynb #49bad92d
 def _keep(attempt):
     "Leave the kernel alive and write down how to reach it."
     attempt.kept = bool(attempt.stopper.group)
     attempt.tell(0)
-    kept = {"connection_file": str(attempt.sockets/"kernel.json"), "pid": attempt.stopper.group, "notebook": str(attempt.copy),
+    if attempt.kept and hasattr(attempt.process, "release"): attempt.process.release()
+    kept = {"connection_file": str(attempt.sockets/"kernel.json"), "pid": attempt.stopper.group, "notebook": str(attempt.copy), "mark": attempt.mark,
             "pipeline": attempt.spec["pipeline"], "stage": attempt.spec["stage"], "run": attempt.spec["run"]}
     if attempt.kept: write_json(kept_path(Path(attempt.spec["runs"]), attempt.spec["pipeline"], attempt.spec["stage"]), kept)
 

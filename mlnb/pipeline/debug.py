@@ -5,21 +5,20 @@
 # %% auto #0
 __all__ = ['living_kernel', 'stop_kernel', 'failed_stage', 'cells_before', 'rebuild', 'enter', 'attach_text']
 
-# %% ../../nbs/pipeline/89_debug.ipynb #1016c236
+# %% ../../nbs/pipeline/89_debug.ipynb #f75479a1
 import json, os, signal
 from collections.abc import Callable
 from pathlib import Path
 from ..errors import RunError, StageError
 from ..files import read_json, write_json
 from .attempt import kept_path
+from .processes import is_marked
 from .runs import find_run, read_run
 from ..settings import Project
 
-# %% ../../nbs/pipeline/89_debug.ipynb #3d38ec7b
-def _is_kernel(pid, connection_file):
-    try: return connection_file.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        if os.path.isdir("/proc"): return False
+# %% ../../nbs/pipeline/89_debug.ipynb #2af9fe42
+def _is_kernel(pid, mark):
+    if os.path.isdir("/proc"): return is_marked(pid, mark)
     try: os.kill(pid, 0)
     except OSError: return False
     return True
@@ -37,7 +36,7 @@ def _offer(project, kept):
     write_json(path, connection)
     path.chmod(0o600)
 
-# %% ../../nbs/pipeline/89_debug.ipynb #84671eac
+# %% ../../nbs/pipeline/89_debug.ipynb #ad264b8f
 def living_kernel(
     project:Project,  # where
     pipeline:str,     # its name
@@ -46,7 +45,7 @@ def living_kernel(
     "The kernel kept for a stage, if it still lives."
     try: kept = read_json(kept_path(project.runs, pipeline, stage))
     except FileNotFoundError: return None
-    return kept if _is_kernel(kept["pid"], kept["connection_file"]) else None
+    return kept if _is_kernel(kept["pid"], kept["mark"]) else None
 
 def stop_kernel(
     project:Project,  # where

@@ -78,19 +78,30 @@ class StageManager(NotebookExecutionManager):
         super().notebook_complete(**kwargs)
         self.save(final=True)
 
-# %% ../../nbs/pipeline/74_engine.ipynb #0539b65c
+# %% ../../nbs/pipeline/74_engine.ipynb #ff43cfe8
 def socket_folder() -> Path: # a new folder that only this user can enter
     "A private folder with a path short enough for Unix sockets."
     short = "/tmp" if os.path.isdir("/tmp") and os.access("/tmp", os.W_OK) else None
     return Path(tempfile.mkdtemp(prefix="mlnb-", dir=short))
 
 class LeavingManager(StageKernelManager):
-    "A kernel manager that may go while its kernel lives on."
+    "A kernel manager that may go while its kernel lives on, and that asks for a warm one when it is told what for."
+    warm: dict|None = None  # {"project", "name", "needs"}; None: a cold kernel
+
     def __del__(self) -> None: self._close_control_socket()
+
+    async def _async_pre_start_kernel(self, **options):
+        if self.warm is not None and self.provisioner is None:
+            from mlnb.pipeline.provisioner import WarmProvisioner
+            self.provisioner = WarmProvisioner(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
+            self.provisioner.order = self.warm
+        return await super()._async_pre_start_kernel(**options)
+    pre_start_kernel = _async_pre_start_kernel
 
 def kernel_manager(
     kernel:str,      # name of a kernelspec, e.g. "python3"
     folder:Path,     # from `socket_folder`
+    warm:dict|None=None, # what a warm kernel is told: {"project", "name", "needs"}; None: a cold one
 ) -> LeavingManager: # not started
     "A kernel manager over IPC where the platform has it; raises `NotebookError` when there is no such kernel."
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
@@ -100,7 +111,9 @@ def kernel_manager(
         raise NotebookError(f"there is no kernel '{kernel}' here", expected=f"one of: {known}",
                             cure="install it (`python -m ipykernel install --user --name NAME`), or name another with `#| kernel:`") from e
     transport = "tcp" if os.name == "nt" else "ipc"
-    return LeavingManager(kernel_name=kernel, transport=transport, connection_file=str(folder/"kernel.json"))
+    manager = LeavingManager(kernel_name=kernel, transport=transport, connection_file=str(folder/"kernel.json"))
+    manager.warm = warm
+    return manager
 
 # %% ../../nbs/pipeline/74_engine.ipynb #c0b39021
 class StageEngine(NBClientEngine):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['table', 'terminal_width', 'age', 'runs_text', 'run_text', 'outcome_text', 'params_rows', 'params_text',
-           'settings_rows', 'settings_text', 'status_rows', 'status_text']
+           'kernels_text', 'settings_rows', 'settings_text', 'status_rows', 'status_text']
 
 # %% ../../nbs/pipeline/86_inspect.ipynb #d0e22c60
 import textwrap, time
@@ -116,7 +116,7 @@ def outcome_text(
     first, rest = f"{data['status']} in {took}: {words}", f"(mlnb show {data['run']})"
     return "\n".join([f"{first}  {rest}" if len(first + rest) + 2 <= terminal_width() else f"{first}\n{rest}", *more])
 
-# %% ../../nbs/pipeline/86_inspect.ipynb #e2ebebe7
+# %% ../../nbs/pipeline/86_inspect.ipynb #8dd76677
 def params_rows(
     stages:dict,          # Stages by name
     values:dict|None=None, # values that would be used, by stage and name; None: the defaults
@@ -142,6 +142,23 @@ def params_text(
         stage = row["stage"]
         shown.append((f"  {row['name']}", cut(row["type"]), cut(value(row)), row["comment"]))
     return table(("parameter", "type", "value", "meaning"), shown, wrap=True)
+
+def kernels_text(
+    found:list[dict],  # from `mlnb.pipeline.warm_client.parents`
+) -> str:              # lines
+    "The processes that fork kernels, and their kernels."
+    if not found: return "nothing forks kernels now; the next `mlnb run` starts what does (or: mlnb kernels start)"
+    lines = []
+    for parent in found:
+        state = parent["state"] + (f" ({parent['why'] or parent['loading']})" if parent["why"] or parent["loading"] else "")
+        modules = {s.split()[1].partition(".")[0] for s in parent["loaded"] if s not in parent["excluded"]}
+        lines += [f"{parent['project']}", f"  {state}, process {parent['pid']}, {short_size(parent['memory_bytes'])}, imported in {short_time(parent['seconds'])}",
+                  *textwrap.wrap(", ".join(sorted(modules)) or "nothing imported yet", terminal_width(), initial_indent="  ", subsequent_indent="  ")]
+        lines += [f"  not imported: {statement}: {why}" for statement, why in parent["excluded"].items()]
+        lines += [f"  kernel {k['name'] or 'without a name'}, process {k['pid']}, {short_size(k['memory_bytes'])} of its own and {short_size(k['shared_bytes'])} shared"
+                  for k in parent["kernels"]]
+        lines.append(f"  without work for {short_time(parent['idle_seconds'])}" if not parent["kernels"] else "")
+    return "\n".join(line for line in lines if line)
 
 def settings_rows(
     project:Project,  # where

@@ -68,11 +68,11 @@ def failure_text(
     lines.append("  after mending:   mlnb run    (finished stages are kept)")
     return "\n".join(lines)
 
-# %% ../../nbs/pipeline/82_progress.ipynb #46bb9651
+# %% ../../nbs/pipeline/82_progress.ipynb #472353d9
 class Lines:
     "Progress as lines that are never rewritten."
 
-    halted = False
+    halted, verbose = False, False
 
     def __init__(self, stream=None): self.stream, self.pipeline = stream or sys.stderr, ""
 
@@ -83,6 +83,7 @@ class Lines:
         elif kind == "started": self._say(f"▸ {name:<14} started" + (f", took {short_time(event['expected'])} last time" if event["expected"] else ""))
         elif kind == "retry": self._say(f"  {name} failed ({event['error']['name']}), attempt {event['attempt']} of {event['of']}")
         elif kind == "settled": self._settled(name, event["record"])
+        elif kind == "cold" and self.verbose: self._say(f"  {name}: a cold kernel, because {event['why']}")
         elif kind == "interrupt": self.halted = True; self._say("stopping: notebooks are being saved; once more kills" if event["times"] == 1 else "killing")
 
     def _settled(self, name, record):
@@ -93,7 +94,7 @@ class Lines:
 
     def close(self) -> None: "Nothing is left to be cleared."
 
-# %% ../../nbs/pipeline/82_progress.ipynb #6888460f
+# %% ../../nbs/pipeline/82_progress.ipynb #18195a04
 class Table(Lines):
     "Progress in a terminal: settled stages as lines, running ones below, moving."
 
@@ -135,6 +136,10 @@ class Table(Lines):
         "Take the moving part away."
         self.live.stop()
 
-def watcher() -> Lines: # call it with events, close it at the end
+def watcher(
+    verbose:bool=False, # say also what most people need not know
+) -> Lines:             # call it with events, close it at the end
     "The living table on a terminal, plain lines elsewhere."
-    return Table() if sys.stderr.isatty() else Lines()
+    shown = Table() if sys.stderr.isatty() else Lines()
+    shown.verbose = verbose
+    return shown

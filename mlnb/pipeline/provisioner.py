@@ -32,12 +32,11 @@ def unfit(
     if is_own_kernel(spec): return ""
     return f"kernel '{spec.display_name}' does not run in this Python"
 
-# %% ../../nbs/pipeline/73_provisioner.ipynb #343dd608
+# %% ../../nbs/pipeline/73_provisioner.ipynb #133ea858
 class WarmProvisioner(LocalProvisioner):
     "Gives a warm kernel where that is possible, and else a cold one."
     why_cold = ""
-    needs: tuple[str, ...] = ()   # import statements the kernel counts on
-    name = ""                     # what people know it by
+    order: dict = {}   # {"project": its root, "name": what people know it by, "needs": import statements}
 
     async def wait(self) -> int|None:
         "Wait for the kernel's end."
@@ -55,11 +54,11 @@ class WarmProvisioner(LocalProvisioner):
 
     def _ask(self, cmd, options):
         env, cwd = dict(options.get("env") or os.environ), str(options.get("cwd") or Path.cwd())
-        project = find_project(Path(env["MLNB_PROJECT"]) if env.get("MLNB_PROJECT") else Path(cwd))
+        project = find_project(Path(self.order.get("project") or cwd))
         if not project.get("pipeline", "warm"): raise WarmUnavailable("warm kernels are off in settings.ini")
         argv = cmd[cmd.index("ipykernel_launcher") + 1:]
-        name = self.name or Path(env.get("JPY_SESSION_NAME", "")).name
-        self.process = ask_kernel(project, argv, env, cwd, self.needs, name)
+        name = self.order.get("name") or Path(env.get("JPY_SESSION_NAME", "")).name
+        self.process = ask_kernel(project, argv, env, cwd, self.order.get("needs", ()), name)
         self.pid = self.pgid = self.process.pid
         self.cwd = cwd
         return self.connection_info

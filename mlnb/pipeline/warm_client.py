@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WarmUnavailable', 'warm_folder', 'address_of', 'parent_environment', 'start_parent', 'Connection', 'connect',
-           'WarmKernel', 'ask_kernel', 'prepare', 'parents', 'stop_parents']
+           'WarmKernel', 'ask_kernel', 'begin_imports', 'parents', 'stop_parents']
 
 # %% ../../nbs/pipeline/72_warm_client.ipynb #4c22412d
 import json, os, signal, socket, sys, time
@@ -57,17 +57,19 @@ def parent_environment(
 def _supported():
     if not sys.platform.startswith("linux"): raise WarmUnavailable(f"forking kernels is not supported on {sys.platform}")
 
-# %% ../../nbs/pipeline/72_warm_client.ipynb #130e05b8
+# %% ../../nbs/pipeline/72_warm_client.ipynb #ac994765
 def start_parent(
     project:Project,                  # for which
     env:dict[str, str]|None=None,     # None: this process's own
+    statements:Iterable[str]=(),      # imports to begin with
 ) -> None:
     "Start a parent and do not wait; when one is there already the new one leaves at once."
     import subprocess
     _supported()
     address = address_of(project)
     given, added = parent_environment(project, dict(os.environ) if env is None else env)
-    order = {"address": str(address), "project": str(project.root), "idle": project.get("pipeline", "warm_idle"), "added": added}
+    order = {"address": str(address), "project": str(project.root), "idle": project.get("pipeline", "warm_idle"), "added": added,
+             "statements": list(statements)}
     with open(address.with_suffix(".log"), "wb") as log:
         code = "import sys; from mlnb.pipeline.warm_parent import main; sys.exit(main(sys.argv[1]))"
         subprocess.Popen([sys.executable, "-P", "-c", code, json.dumps(order)], env=given, cwd=str(project.root), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -227,15 +229,17 @@ def _answer(connection, address, needs, patience):
         if time.monotonic() > end: raise WarmUnavailable(f"the kernel parent did not answer within {patience:g} s")
     return said
 
-# %% ../../nbs/pipeline/72_warm_client.ipynb #7d8e9587
-def prepare(
+# %% ../../nbs/pipeline/72_warm_client.ipynb #9ba205e3
+def begin_imports(
     project:Project,           # whose parent
     statements:Iterable[str],  # imports that will be needed, the first needed first
 ) -> None:
-    "Let the parent begin with its imports; starts it when there is none. Raises `WarmUnavailable`."
-    connection = connect(project)
+    "Let the parent begin with its imports and do not wait; starts it when there is none. Raises `WarmUnavailable`."
+    _supported()
+    try: connection = Connection(address_of(project))
+    except WarmUnavailable: return start_parent(project, None, statements)
     connection.say({"ask": "preload", "statements": list(statements)})
-    connection.close()
+    return connection.close()
 
 def _states():
     "Addresses of parents that left a trace, with the project each belongs to."

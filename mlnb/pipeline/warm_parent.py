@@ -139,11 +139,11 @@ def _memory(pid, field):
         with open(f"/proc/{pid}/smaps_rollup") as f: return sum(int(line.split()[1]) * 1024 for line in f if line.startswith(field + ":"))
     except OSError: return 0
 
-# %% ../../nbs/pipeline/71_warm_parent.ipynb #723e22a7
+# %% ../../nbs/pipeline/71_warm_parent.ipynb #a6f72238
 class Client:
     "One connection; it may have asked for a kernel."
     def __init__(self, connection:socket.socket):
-        self.connection, self.buffer, self.files, self.order, self.child = connection, b"", [], None, None
+        self.connection, self.buffer, self.files, self.order, self.child, self.waits = connection, b"", [], None, None, False
         connection.setblocking(False)
 
     def messages(self) -> list[dict]|None: # None when it is gone
@@ -167,7 +167,7 @@ class Client:
         self.files = []
         self.connection.close()
 
-# %% ../../nbs/pipeline/71_warm_parent.ipynb #448a59ed
+# %% ../../nbs/pipeline/71_warm_parent.ipynb #8f5dd387
 class WarmParent:
     "Imports, forks, watches; `run` is its life."
     def __init__(self, address:Path, project:Path, idle:float, added:set[str], lock:int):
@@ -263,7 +263,9 @@ class WarmParent:
             if ask == "kernel":
                 client.order = message["order"]
                 self.queue += [s for s in message["order"].get("needs", ()) if s not in self.queue]
-            elif ask == "preload": self.queue += [s for s in message["statements"] if s not in self.queue]
+            elif ask == "preload":
+                self.queue += [s for s in message["statements"] if s not in self.queue]
+                client.waits = message.get("answer", False)
             elif ask == "release" and client.child: client.child.released = True
             elif ask == "status": client.say(**self.facts())
             elif ask == "stop":
@@ -324,6 +326,9 @@ class WarmParent:
             else:
                 for client in [c for c in self.clients if c.connection.fileno() == fd]: self.hear(client)
         self.reap()
+        for client in [c for c in self.clients if c.waits and not self.queue]:
+            client.waits = False
+            client.say(**self.facts())
         for client in [c for c in self.clients if c.order]:
             if self.leaving or all(s in self.loaded or s in self.excluded for s in client.order.get("needs", ())): self.serve(client)
 
@@ -362,12 +367,13 @@ def _excluded(address):
     try: return json.loads(address.with_suffix(".json").read_bytes()).get("excluded", {})
     except (OSError, ValueError): return {}
 
-# %% ../../nbs/pipeline/71_warm_parent.ipynb #13e6fce8
+# %% ../../nbs/pipeline/71_warm_parent.ipynb #0c90922e
 def serve_kernels(
     address:Path,     # where the socket is to be
     project:Path,     # root of the project
     idle:float,       # s without work after which it leaves
     added:set[str],   # variables that mlnb has set for it
+    statements:list[str], # imports to begin with
 ) -> int:             # exit status
     "Be a parent; the one that holds the lock is the only one."
     import fcntl
@@ -377,6 +383,7 @@ def serve_kernels(
     import ipykernel.ipkernel, ipykernel.kernelapp, ipykernel.zmqshell, IPython.core.completer  # noqa: F401
     import mlnb.pipeline.kernel_start, mlnb.pipeline.payloads, mlnb.pipeline.scraps  # noqa: F401
     parent = WarmParent(address, project, idle, added, lock)
+    parent.queue += statements
     temporary = address.with_suffix(f".{os.getpid()}")
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(temporary))
@@ -389,10 +396,10 @@ def serve_kernels(
         if _inode(address) == parent.inode: address.unlink(missing_ok=True)
     return 0
 
-# %% ../../nbs/pipeline/71_warm_parent.ipynb #dafb7450
+# %% ../../nbs/pipeline/71_warm_parent.ipynb #4226367a
 def main(
-    text:str,  # JSON: {"address", "project", "idle", "added"}
+    text:str,  # JSON: {"address", "project", "idle", "added", "statements"}
 ) -> int:      # exit status
     "The command by which a parent is started."
     order = json.loads(text)
-    return serve_kernels(Path(order["address"]), Path(order["project"]), order["idle"], set(order["added"]))
+    return serve_kernels(Path(order["address"]), Path(order["project"]), order["idle"], set(order["added"]), order["statements"])
