@@ -1514,6 +1514,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlnb/pipeline/warm_client.py'),
                                            'mlnb.pipeline.warm_client.Connection.say': ( 'pipeline/warm_client.html#connection.say',
                                                                                          'mlnb/pipeline/warm_client.py'),
+                                           'mlnb.pipeline.warm_client.HungUp': ( 'pipeline/warm_client.html#hungup',
+                                                                                 'mlnb/pipeline/warm_client.py'),
                                            'mlnb.pipeline.warm_client.WarmKernel': ( 'pipeline/warm_client.html#warmkernel',
                                                                                      'mlnb/pipeline/warm_client.py'),
                                            'mlnb.pipeline.warm_client.WarmKernel.__init__': ( 'pipeline/warm_client.html#warmkernel.__init__',

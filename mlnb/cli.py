@@ -168,15 +168,15 @@ def _settings(asked):
     from mlnb.pipeline.inspect import settings_rows, settings_text
     return _print(asked, rows := settings_rows(find_project()), lambda: settings_text(rows))
 
-# %% ../nbs/90_cli.ipynb #c48b9303
+# %% ../nbs/90_cli.ipynb #57b33e28
 def _kernels(asked):
     from mlnb.pipeline.inspect import kernels_text
     from mlnb.pipeline.warm_client import parents, stop_parents
     project = None if asked.all else find_project()
-    if asked.action == "stop":
+    if asked.what == "stop":
         stopped = stop_parents(project)
         return _print(asked, {"format": 1, "stopped": stopped}, lambda: f"stopped: {stopped}" if stopped else "nothing was there to be stopped")
-    if asked.action == "start": _start_kernels(find_project())
+    if asked.what == "start": _start_kernels(find_project())
     found = parents(project, 120.0)
     return _print(asked, {"format": 1, "parents": found}, lambda: kernels_text(found))
 
@@ -238,7 +238,7 @@ def _completion(asked):
     import argcomplete
     return print(argcomplete.shellcode(["mlnb"], shell=asked.shell)) or 0
 
-# %% ../nbs/90_cli.ipynb #0747a660
+# %% ../nbs/90_cli.ipynb #0667928d
 _PIPELINE = (("pipeline",), {"nargs": "?", "help": "folder under nbs/stages; not needed when there is only one"})
 _STAGE = (("stage",), {"nargs": "?", "help": "a stage; all, when left out"})
 _RUN = (("run",), {"nargs": "?", "help": "last, last~1, or the beginning of an id; last, when left out"})
@@ -271,7 +271,7 @@ COMMANDS: dict[str, Any] = {
     "debug": (_debug, "get into a failed stage", [
         (("stage",), {"nargs": "?", "help": "the first that failed, when left out"}), _OF, _flag("--stop", "end the kept kernel"), _JSON]),
     "kernels": (_kernels, "show, start or stop what forks kernels with their imports done", [
-        (("action",), {"nargs": "?", "choices": ("show", "start", "stop"), "default": "show", "help": "show, when left out"}),
+        (("what",), {"nargs": "?", "choices": ("show", "start", "stop"), "default": "show", "help": "show, when left out"}),
         _flag("--all", "of every project of this user"), _JSON]),
     "gc": (_gc, "remove runs and results that nothing kept needs", [
         (("--keep",), {"type": int, "default": 20, "metavar": "N", "help": "runs of each pipeline to keep (20)"}),

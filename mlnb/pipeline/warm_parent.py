@@ -167,7 +167,7 @@ class Client:
         self.files = []
         self.connection.close()
 
-# %% ../../nbs/pipeline/71_warm_parent.ipynb #8f5dd387
+# %% ../../nbs/pipeline/71_warm_parent.ipynb #b58aaaa8
 class WarmParent:
     "Imports, forks, watches; `run` is its life."
     def __init__(self, address:Path, project:Path, idle:float, added:set[str], lock:int):
@@ -261,8 +261,8 @@ class WarmParent:
         for message in said:
             ask, self.last = message.get("ask"), time.time()
             if ask == "kernel":
-                client.order = message["order"]
-                self.queue += [s for s in message["order"].get("needs", ()) if s not in self.queue]
+                client.order, needs = message["order"], message["order"].get("needs", ())
+                self.queue = [*(s for s in needs if s not in self.loaded), *(s for s in self.queue if s not in needs)]
             elif ask == "preload":
                 self.queue += [s for s in message["statements"] if s not in self.queue]
                 client.waits = message.get("answer", False)
