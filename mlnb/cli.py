@@ -168,7 +168,7 @@ def _settings(asked):
     from mlnb.pipeline.inspect import settings_rows, settings_text
     return _print(asked, rows := settings_rows(find_project()), lambda: settings_text(rows))
 
-# %% ../nbs/90_cli.ipynb #57b33e28
+# %% ../nbs/90_cli.ipynb #8df9acb6
 def _kernels(asked):
     from mlnb.pipeline.inspect import kernels_text
     from mlnb.pipeline.warm_client import parents, stop_parents
@@ -182,17 +182,16 @@ def _kernels(asked):
 
 def _start_kernels(project):
     "Start the parent with the imports of all pipelines and wait for it."
-    from mlnb.pipeline.preload import preload_list
-    from mlnb.pipeline.stage import read_pipeline
+    from mlnb.pipeline.preload import all_imports
     from mlnb.pipeline.warm_client import connect
-    needs = [s for p in project.pipelines() for found in preload_list(project, read_pipeline(project, p)).values() for s in found]
-    print(f"importing ({len(set(needs))} statements) …", file=sys.stderr)
+    needs = all_imports(project)
+    print(f"importing what the stages import ({len(needs)} statements) …", file=sys.stderr)
     connection = connect(project)
     connection.say({"ask": "preload", "statements": needs, "answer": True})
     try: connection.hear(600.0)
     finally: connection.close()
 
-# %% ../nbs/90_cli.ipynb #4dcbda30
+# %% ../nbs/90_cli.ipynb #ed754354
 def _gc(asked):
     from mlnb.pipeline.gc import collect
     from mlnb.pipeline.progress import short_size
@@ -228,7 +227,16 @@ def _lab(asked):
                "ContentsManager.pre_save_hook": "mlnb.clean.before_save",
                "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}
     os.chdir(project.root)
+    _begin_imports(project)
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *[f"--{k}={v}" for k, v in options.items()], *asked.words])
+
+def _begin_imports(project):
+    "While JupyterLab starts, the kernel `mlnb (warm)` can do its imports."
+    from mlnb.pipeline.preload import all_imports
+    from mlnb.pipeline.warm_client import WarmUnavailable, begin_imports
+    if not project.get("pipeline", "warm"): return
+    try: begin_imports(project, all_imports(project))
+    except WarmUnavailable: return
 
 def _new(asked):
     from mlnb.new import new_project

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['is_own_kernel', 'unfit', 'WarmProvisioner']
 
-# %% ../../nbs/pipeline/73_provisioner.ipynb #0f53fafc
+# %% ../../nbs/pipeline/73_provisioner.ipynb #77d54a08
 import asyncio, os, sys
 from pathlib import Path
 from typing import Any
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.provisioning import LocalProvisioner
 from ..errors import MlnbError
-from .warm_client import WarmUnavailable, ask_kernel
+from .preload import all_imports
+from .warm_client import WarmUnavailable, ask_kernel, begin_imports
 from ..settings import find_project
 
 # %% ../../nbs/pipeline/73_provisioner.ipynb #88f5eb4a
@@ -32,7 +33,7 @@ def unfit(
     if is_own_kernel(spec): return ""
     return f"kernel '{spec.display_name}' does not run in this Python"
 
-# %% ../../nbs/pipeline/73_provisioner.ipynb #133ea858
+# %% ../../nbs/pipeline/73_provisioner.ipynb #9ca284d0
 class WarmProvisioner(LocalProvisioner):
     "Gives a warm kernel where that is possible, and else a cold one."
     why_cold = ""
@@ -56,6 +57,7 @@ class WarmProvisioner(LocalProvisioner):
         env, cwd = dict(options.get("env") or os.environ), str(options.get("cwd") or Path.cwd())
         project = find_project(Path(self.order.get("project") or cwd))
         if not project.get("pipeline", "warm"): raise WarmUnavailable("warm kernels are off in settings.ini")
+        if not self.order: begin_imports(project, all_imports(project))
         argv = cmd[cmd.index("ipykernel_launcher") + 1:]
         name = self.order.get("name") or Path(env.get("JPY_SESSION_NAME", "")).name
         self.process = ask_kernel(project, argv, env, cwd, self.order.get("needs", ()), name)

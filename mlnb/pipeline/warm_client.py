@@ -40,7 +40,7 @@ def address_of(
     key = f"{project.root.resolve()}\n{sys.executable}\n{sys.prefix}\n{project.get('pipeline', 'seed')}"
     return warm_folder()/f"{digest(key)[:20]}.sock"
 
-# %% ../../nbs/pipeline/72_warm_client.ipynb #4a00e540
+# %% ../../nbs/pipeline/72_warm_client.ipynb #7cea31c0
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 def parent_environment(
@@ -51,7 +51,7 @@ def parent_environment(
     from mlnb.pipeline.processes import MARK
     from mlnb.pipeline.warm_child import MARK_ROOM
     fixed = {"PYTHONHASHSEED": str(project.get("pipeline", "seed")), "TF_CPP_MIN_LOG_LEVEL": "2", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    added = {k: v for k, v in fixed.items() if k not in env}
+    added = {k: v for k, v in fixed.items() if env.get(k, v) == v}
     places = [str(p) for p in (project.root, project.root/"src") if p.is_dir()] + [p for p in [env.get("PYTHONPATH")] if p]
     kept = {k: v for k, v in env.items() if k not in ("MLNB_CONTEXT", "MLNB_SCRATCH", "TMPDIR", "JPY_PARENT_PID", "CUDA_VISIBLE_DEVICES")}
     seen = dict.fromkeys(os.pathsep.join(places).split(os.pathsep))
