@@ -58,7 +58,7 @@ class ProjectFolder:
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a command: this checkout, nothing of the caller's mlnb settings."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_") and k != "MPLBACKEND"}
-        return kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"} | more
+        return kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "80", "MLNB_PIPELINE_WARM_IDLE": "20s"} | more
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen:
         """Start a command and do not wait."""
@@ -110,7 +110,7 @@ def wait_for(condition, seconds: float = 60.0, what: str = "it"):
 
 
 def processes_with(text: str) -> list[int]:
-    """Processes that have a text in their environment or command line, without this one."""
+    """Processes that have a text in their environment or command line, without this one and those that wait to fork kernels."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -119,9 +119,15 @@ def processes_with(text: str) -> list[int]:
             seen = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if text.encode() in seen:
+        if text.encode() in seen and b"MLNB_ATTEMPT=-----" not in seen:
             found.append(int(entry.name))
     return found
+
+
+def kernels_with(text: str) -> list[int]:
+    """Those of them that are kernels, forked or not."""
+    named = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_with(text)}
+    return [pid for pid, line in named.items() if b"ipykernel" in line or b"warm_parent" in line]
 
 
 def kill_process(pid: int) -> None:

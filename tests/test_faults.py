@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from projects import ProjectFolder, kill_process, processes_with, statuses, wait_for
+from projects import ProjectFolder, kernels_with, kill_process, processes_with, statuses, wait_for
 
 LOAD = ["from mlnb import glue\nglue('numbers', [1, 2, 3])"]
 SLOW = [
@@ -85,11 +85,11 @@ def test_kill_9_of_mlnb_leaves_no_process_and_a_next_run_that_is_right(project):
     assert statuses(project.run()) == {"load": "skipped", "slow": "ran"}
 
 
-def test_kill_9_of_the_kernel_is_told(project):
-    process = project.start("run")
+@pytest.mark.parametrize("words", [(), ("--cold",)], ids=["warm", "cold"])
+def test_kill_9_of_the_kernel_is_told(project, words):
+    process = project.start("run", *words)
     wait_for(lambda: started(project), what="the slow cell")
-    kernel = [p for p in processes_with(str(project.root)) if b"ipykernel" in Path(f"/proc/{p}/cmdline").read_bytes()]
-    kill_process(kernel[0])
+    kill_process(kernels_with(str(project.root))[0])
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "signal 9" in err and "20_slow.ipynb, cell 2" in err
     nothing_left(project)
