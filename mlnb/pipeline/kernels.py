@@ -46,10 +46,11 @@ class StageKernelClient(AsyncKernelClient):
                 if told["parent_header"].get("msg_id") == asked and told["content"].get("execution_state") == "idle": return True
         except Empty: return False
 
-# %% ../../nbs/pipeline/69_kernels.ipynb #8f90c0af
+# %% ../../nbs/pipeline/69_kernels.ipynb #a63b380d
 def _unpack(text):
     "A part of a message; the date of a header becomes a date at once."
-    value = json.loads(text)
+    if text == b"{}": return {}
+    value = json.loads(text if isinstance(text, str) else str(text, "utf-8"))
     if isinstance(value, dict) and "msg_type" in value and isinstance(value.get("date"), str):
         try: value["date"] = datetime.fromisoformat(value["date"])
         except ValueError: return value
