@@ -8,9 +8,10 @@ import time
 
 import nbformat
 import pytest
-from mlnb.pipeline import engine
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
+
+from mlnb.pipeline import engine
 
 CELLS = (
     "from IPython.display import display, clear_output, HTML, Javascript\nh = display(HTML('<b>\\n1'), display_id='a')",
