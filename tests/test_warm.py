@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -389,8 +391,6 @@ def test_an_import_that_starts_a_thread_is_left_out(tmp_path):
 
 def test_idle_and_homeless_parents_leave(tmp_path):
     """Without work for the time that is set, and when the project's folder is gone."""
-    import shutil
-
     project = project_at(tmp_path / "p", "none")
     pid = loaded(project)["pid"]
     shutil.rmtree(project.root)
@@ -424,8 +424,11 @@ def test_four_who_ask_at_once_get_one_parent(tmp_path):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
-def test_another_user_is_refused(tmp_path):
+def test_another_user_is_refused(tmp_path, monkeypatch):
     """Even with the folder opened, the parent answers nobody else."""
+    place = tempfile.mkdtemp(dir="/tmp")
+    os.chmod(place, 0o755)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", place)
     project = project_at(tmp_path / "p", "none")
     loaded(project)
     address = address_of(project)
@@ -446,6 +449,7 @@ def test_another_user_is_refused(tmp_path):
     finally:
         warm_folder().chmod(0o700)
         stop_parents(project)
+        shutil.rmtree(place)
 
 
 def test_a_folder_that_others_can_enter_is_refused(tmp_path, monkeypatch):

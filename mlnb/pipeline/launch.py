@@ -5,23 +5,28 @@
 # %% auto #0
 __all__ = ['import_papermill', 'Ended', 'serve', 'ForkLauncher', 'CommandLauncher', 'launcher']
 
-# %% ../../nbs/pipeline/78_launch.ipynb #fd25301d
-import json, os, signal, sys
+# %% ../../nbs/pipeline/78_launch.ipynb #0e712e1b
+import gc, json, os, signal, sys
 from pathlib import Path
 from typing import NamedTuple
 from ..errors import StageError
 from .processes import die_with_parent
 
-# %% ../../nbs/pipeline/78_launch.ipynb #9a025761
+# %% ../../nbs/pipeline/78_launch.ipynb #9d1c35ef
 def import_papermill() -> None:
     "Import what executing a stage needs, without the optional parts that cost seconds and threads."
     absent = [name for name in ("rfc3987_syntax", "pyarrow.fs") if name not in sys.modules]
     for name in absent: sys.modules[name] = None  # type: ignore[assignment]
     try:
-        import IPython.paths, ipykernel.kernelspec  # noqa: F401
+        import ipykernel.kernelspec  # noqa: F401
         import mlnb.pipeline.attempt, mlnb.pipeline.engine, mlnb.pipeline.scraps, mlnb.pipeline.store  # noqa: F401
+        from jupyter_client.provisioning import KernelProvisionerFactory
+        from nbformat.validator import get_validator
+        KernelProvisionerFactory.instance()
+        for minor in (4, 5): get_validator(4, minor)
     finally:
         for name in absent: del sys.modules[name]
+    gc.collect(); gc.freeze()
 
 # %% ../../nbs/pipeline/78_launch.ipynb #a467b55a
 class Ended(NamedTuple):
