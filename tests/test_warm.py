@@ -202,7 +202,7 @@ WORK = {
         "import tensorflow as tf, keras, numpy as np, tempfile, os\nf = tempfile.mkdtemp()\n"
         "m = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])\nm.save(f + '/m.keras'); m.export(f + '/s', verbose=False)\n"
         "x = np.ones((3, 2), 'float32'); a = m.predict(x, verbose=0)\n"
-        "b = keras.models.load_model(f + '/m.keras').predict(x, verbose=0); c = tf.saved_model.load(f + '/s').serve(x).numpy()\n"
+        "b = keras.models.load_model(f + '/m.keras').predict(x, verbose=0); k = tf.saved_model.load(f + '/s'); c = k.serve(x).numpy()\n"
         "print(np.allclose(a, b) and np.allclose(a, c))", "True"),
     "scikit-learn with processes": (
         "from sklearn.ensemble import RandomForestClassifier\nfrom sklearn.model_selection import cross_val_score\nimport numpy as np\n"
@@ -253,9 +253,16 @@ def test_fifty_kernels_leave_the_parent_as_it_was(heavy):
         pid = parents(heavy)[0]["pid"]
         return pid, len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
 
+    def rested():
+        """The state once a next child waits."""
+        end = time.monotonic() + 10
+        while not parents(heavy)[0]["spare"] and time.monotonic() < end:
+            time.sleep(0.1)
+        return state()
+
     with Kernel(heavy.root):
         pass
-    before = state()
+    before = rested()
     for number in range(50):
         kernel = ask_kernel(
             heavy,
@@ -266,9 +273,9 @@ def test_fifty_kernels_leave_the_parent_as_it_was(heavy):
         kernel.kill()
         assert kernel.wait(10) == -signal.SIGKILL
     end = time.monotonic() + 10
-    while state() != before and time.monotonic() < end:
+    while (after := rested()) != before and time.monotonic() < end:
         time.sleep(0.1)
-    assert state() == before
+    assert after == before
     assert parents(heavy)[0]["kernels"] == []
 
 
@@ -435,19 +442,19 @@ def test_another_user_is_refused(tmp_path, monkeypatch):
     code = (
         "import os, socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]) if sys.argv[2] == 'early' else None\n"
         "os.setgid(65534); os.setuid(65534)\n"
-        'try: s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(b\'{"ask": "status"}\\n\'); print(s.recv(400).decode())\n'
+        'try: s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(400).decode())\n'
         "except OSError as e: print(type(e).__name__)"
     )
     try:
         assert warm_folder().stat().st_mode & 0o777 == 0o700
         said = subprocess.run([sys.executable, "-c", code, str(address), "late"], capture_output=True, text=True)
         assert said.stdout.strip() == "PermissionError", said
-        warm_folder().chmod(0o711)
+        (Path(place) / f"mlnb-{os.getuid()}").chmod(0o711)
         address.chmod(0o666)
         said = subprocess.run([sys.executable, "-c", code, str(address), "late"], capture_output=True, text=True)
         assert "another user" in said.stdout and "kernels" not in said.stdout
     finally:
-        warm_folder().chmod(0o700)
+        (Path(place) / f"mlnb-{os.getuid()}").chmod(0o700)
         stop_parents(project)
         shutil.rmtree(place)
 

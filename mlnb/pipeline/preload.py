@@ -122,15 +122,16 @@ def preload_list(
     if os.path.isdir(project.runs): cache.save()
     return found
 
-# %% ../../nbs/pipeline/58_preload.ipynb #a33e03dd
+# %% ../../nbs/pipeline/58_preload.ipynb #ed6e1e1b
 def all_imports(
     project:Project,  # where
 ) -> list[str]:       # import statements
     "What the stages of all pipelines import; a pipeline that cannot be read imports nothing."
     from mlnb.errors import MlnbError
     from mlnb.pipeline.stage import read_pipeline
-    found: dict[str, None] = {}
-    for pipeline in project.pipelines():
+    named = project.get("pipeline", "preload")
+    found: dict[str, None] = {f"import {module}": None for module in named if module != "none"}
+    for pipeline in [] if named else project.pipelines():
         try: found |= {s: None for lines in preload_list(project, read_pipeline(project, pipeline)).values() for s in lines}
         except MlnbError: continue
     return list(found)

@@ -188,7 +188,7 @@ class WarmKernel:
         "Let it live on when this process ends."
         self.connection.say({"ask": "release"})
 
-# %% ../../nbs/pipeline/72_warm_client.ipynb #5e39662c
+# %% ../../nbs/pipeline/72_warm_client.ipynb #73d9bd3c
 def _busy_elsewhere(address, needs):
     "The import that keeps the parent from answering, when the kernel does not need what is still to come."
     try: state = json.loads(address.with_suffix(".json").read_bytes())
@@ -209,7 +209,7 @@ def ask_kernel(
     "Get a warm kernel, from a new parent when the old one is out of date; raises `WarmUnavailable`."
     umask = os.umask(0); os.umask(umask)
     order = {"argv": argv, "env": env, "cwd": cwd, "needs": list(needs), "name": name, "umask": umask}
-    for again in (True, True, False):
+    for again in (True, True, True, True, False):
         connection = connect(project, env)
         said = None
         try:
