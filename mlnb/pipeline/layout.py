@@ -5,25 +5,23 @@
 # %% auto #0
 __all__ = ['notebook_text', 'cell_text', 'frame']
 
-# %% ../../nbs/pipeline/67_layout.ipynb #5b38e42a
+# %% ../../nbs/pipeline/67_layout.ipynb #1d7ff832
 import json
 from collections.abc import Iterable
 from json.encoder import encode_basestring
-import nbformat
-from nbformat.v4.nbjson import BytesEncoder
 from .assign import mask
 
-# %% ../../nbs/pipeline/67_layout.ipynb #6b0d1df0
+# %% ../../nbs/pipeline/67_layout.ipynb #8301c7c5
 def notebook_text(
-    nb:nbformat.NotebookNode,      # the notebook
+    nb:dict,                       # the notebook
     secrets:Iterable[str]=(),      # values that must not appear
 ) -> str:                          # the file's content
     "A notebook as it is written: nbformat's own layout, without validating it every time."
     before, after = frame(nb)
-    return mask(before + ",".join(map(cell_text, nb.cells)) + after, secrets)
+    return mask(before + ",".join(map(cell_text, nb["cells"])) + after, secrets)
 
 def cell_text(
-    cell:nbformat.NotebookNode, # a cell
+    cell:dict,                  # a cell
 ) -> str:                       # as it stands in the file
     "The text of one cell, in nbformat's layout."
     plain = dict(cell, source=_lines(cell["source"]), metadata={k: v for k, v in cell["metadata"].items() if k != "trusted"})
@@ -31,8 +29,12 @@ def cell_text(
     if cell["cell_type"] == "code": plain["outputs"] = [_output(o) for o in cell["outputs"]]
     return "\n  " + _json(plain, "\n  ")
 
-# %% ../../nbs/pipeline/67_layout.ipynb #9d2fdef2
+# %% ../../nbs/pipeline/67_layout.ipynb #71652bd8
 _TRANSIENT = {"orig_nbformat", "orig_nbformat_minor", "signature"}
+
+def _ascii(value):
+    if isinstance(value, bytes): return value.decode("ascii")   # as nbformat does: an encoded image
+    raise TypeError(f"{type(value).__name__} is not for JSON")
 
 def _lines(text): return text.splitlines(True) if isinstance(text, str) else text
 
@@ -47,15 +49,15 @@ def _output(output):
 def _json(value, start="\n"):
     "What `json.dumps` gives with nbformat's options, several times faster; `start` begins a line."
     if isinstance(value, str): return encode_basestring(value)
-    if not value or not isinstance(value, dict | list | tuple): return json.dumps(value, cls=BytesEncoder, ensure_ascii=False)
+    if not value or not isinstance(value, dict | list | tuple): return json.dumps(value, default=_ascii, ensure_ascii=False)
     inner = start + " "
     if not isinstance(value, dict): return "[" + ",".join([inner + _json(v, inner) for v in value]) + start + "]"
-    if any(type(k) is not str for k in value): value = json.loads(json.dumps(value, cls=BytesEncoder))
+    if any(type(k) is not str for k in value): value = json.loads(json.dumps(value, default=_ascii))
     return "{" + ",".join([f"{inner}{encode_basestring(k)}: {_json(value[k], inner)}" for k in sorted(value)]) + start + "}"
 
-# %% ../../nbs/pipeline/67_layout.ipynb #6a332fad
+# %% ../../nbs/pipeline/67_layout.ipynb #df9ea329
 def frame(
-    nb:nbformat.NotebookNode, # the notebook
+    nb:dict,                  # the notebook
 ) -> tuple[str, str]:         # what stands before the cells' texts, which commas part, and after them
     "A notebook's text without its cells."
     rest = _json(dict(nb, cells=[], metadata={k: v for k, v in nb["metadata"].items() if k not in _TRANSIENT}))
