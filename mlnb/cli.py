@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #97c06651
+# %% ../nbs/90_cli.ipynb #4e396273
 import argparse, json, os, sys
 from pathlib import Path
 from typing import Any
+from .completion import complete
 from .errors import MlnbError, SelectionError
 from .settings import find_project, pick_pipeline
 
@@ -168,30 +169,19 @@ def _settings(asked):
     from mlnb.pipeline.inspect import settings_rows, settings_text
     return _print(asked, rows := settings_rows(find_project()), lambda: settings_text(rows))
 
-# %% ../nbs/90_cli.ipynb #8df9acb6
+# %% ../nbs/90_cli.ipynb #cb428e3c
 def _kernels(asked):
     from mlnb.pipeline.inspect import kernels_text
-    from mlnb.pipeline.warm_client import parents, stop_parents
+    from mlnb.pipeline.warm_client import finish_all, parents, stop_parents
     project = None if asked.all else find_project()
     if asked.what == "stop":
         stopped = stop_parents(project)
         return _print(asked, {"format": 1, "stopped": stopped}, lambda: f"stopped: {stopped}" if stopped else "nothing was there to be stopped")
-    if asked.what == "start": _start_kernels(find_project())
+    if asked.what == "start": print("importing what the stages import …", file=sys.stderr); finish_all(find_project())
     found = parents(project, 120.0)
     return _print(asked, {"format": 1, "parents": found}, lambda: kernels_text(found))
 
-def _start_kernels(project):
-    "Start the parent with the imports of all pipelines and wait for it."
-    from mlnb.pipeline.preload import all_imports
-    from mlnb.pipeline.warm_client import connect
-    needs = all_imports(project)
-    print(f"importing what the stages import ({len(needs)} statements) …", file=sys.stderr)
-    connection = connect(project)
-    connection.say({"ask": "preload", "statements": needs, "answer": True})
-    try: connection.hear(600.0)
-    finally: connection.close()
-
-# %% ../nbs/90_cli.ipynb #ed754354
+# %% ../nbs/90_cli.ipynb #c43a21a7
 def _gc(asked):
     from mlnb.pipeline.gc import collect
     from mlnb.pipeline.progress import short_size
@@ -227,16 +217,9 @@ def _lab(asked):
                "ContentsManager.pre_save_hook": "mlnb.clean.before_save",
                "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}
     os.chdir(project.root)
-    _begin_imports(project)
+    from mlnb.pipeline.warm_client import begin_all
+    begin_all(project)
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *[f"--{k}={v}" for k, v in options.items()], *asked.words])
-
-def _begin_imports(project):
-    "While JupyterLab starts, the kernel `mlnb (warm)` can do its imports."
-    from mlnb.pipeline.preload import all_imports
-    from mlnb.pipeline.warm_client import WarmUnavailable, begin_imports
-    if not project.get("pipeline", "warm"): return
-    try: begin_imports(project, all_imports(project))
-    except WarmUnavailable: return
 
 def _new(asked):
     from mlnb.new import new_project
@@ -306,7 +289,7 @@ def _columns():
     try: return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns) or 80
     except (OSError, ValueError): return 80
 
-# %% ../nbs/90_cli.ipynb #ef1cc325
+# %% ../nbs/90_cli.ipynb #67283258
 def parser(
     only:str="",  # name of a command: build only this one, which is faster; "" builds all
 ) -> argparse.ArgumentParser: # with one sub-command for each row of the table
@@ -321,27 +304,9 @@ def parser(
         shown: dict[str, Any] = {} if name == "run-stage" else {"help": text}
         command = commands.add_parser(name, description=text[0].upper() + text[1:] + ".", allow_abbrev=False,
                                       formatter_class=_Formatter, **shown)
-        for flags, options in words: _complete(command.add_argument(*flags, **options), flags)
+        for flags, options in words: complete(command.add_argument(*flags, **options), flags)
         command.set_defaults(action=action)
     return top
-
-# %% ../nbs/90_cli.ipynb #eb53c244
-def _names(kind):
-    "Candidates for completion; a project that cannot be read has none."
-    try:
-        project = find_project()
-        if kind == "pipeline": return project.pipelines()
-        if kind == "run":
-            from mlnb.pipeline.runs import run_names
-            return ["last", *run_names(project)[:50]]
-        from mlnb.pipeline.stage import read_pipeline
-        return list(read_pipeline(project, pick_pipeline(project)))
-    except MlnbError: return []
-
-def _complete(argument, flags):
-    kind = {"pipeline": "pipeline", "--pipeline": "pipeline", "stage": "stage", "--select": "stage", "--exclude": "stage", "--force": "stage",
-            "run": "run", "--run": "run", "--against": "run"}.get(flags[-1])
-    if kind: argument.completer = lambda **_: _names(kind)
 
 # %% ../nbs/90_cli.ipynb #77e017be
 def _parsed(words):

@@ -11,7 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from mlnb.pipeline import engine
+from mlnb.pipeline import engine, provisioner
 
 CELLS = (
     "from IPython.display import display, clear_output, HTML, Javascript\nh = display(HTML('<b>\\n1'), display_id='a')",
@@ -26,8 +26,8 @@ CELLS = (
 def execute(folder, cells, **options):
     """Execute cells in a kernel of their own."""
     nbformat.write(new_notebook(cells=cells), folder/"in.ipynb")
-    sockets = engine.socket_folder()
-    try: engine.execute(folder/"in.ipynb", folder/"out.ipynb", {}, "python3", km=engine.kernel_manager("python3", sockets), **options)
+    sockets = provisioner.socket_folder()
+    try: engine.execute(folder/"in.ipynb", folder/"out.ipynb", {}, "python3", km=provisioner.kernel_manager("python3", sockets), **options)
     finally: sockets.rmdir()
 
 
@@ -58,9 +58,9 @@ def test_every_save_is_the_whole_notebook(tmp_path, monkeypatch):
 DRIVER = """
 import sys
 from pathlib import Path
-from mlnb.pipeline import engine
+from mlnb.pipeline import engine, provisioner
 folder = Path(sys.argv[1])
-engine.execute(folder/"in.ipynb", folder/"out.ipynb", {}, "python3", km=engine.kernel_manager("python3", folder))
+engine.execute(folder/"in.ipynb", folder/"out.ipynb", {}, "python3", km=provisioner.kernel_manager("python3", folder))
 """
 
 

@@ -442,7 +442,7 @@ def test_another_user_is_refused(tmp_path, monkeypatch):
     code = (
         "import os, socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]) if sys.argv[2] == 'early' else None\n"
         "os.setgid(65534); os.setuid(65534)\n"
-        'try: s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(400).decode())\n'
+        "try: s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(400).decode())\n"
         "except OSError as e: print(type(e).__name__)"
     )
     try:

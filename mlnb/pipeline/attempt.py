@@ -115,7 +115,7 @@ def failure(
         return place | {"kind": "died", "name": "kernel died", "message": death_of(status)}
     return place | {"kind": "error", "name": type(error).__name__, "message": str(error)[-2000:]}
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #29f87ff0
+# %% ../../nbs/pipeline/75_attempt.ipynb #d2ddd298
 class Attempt:
     "One execution of one stage."
 
@@ -159,7 +159,8 @@ class Attempt:
         "Run the notebook and say what went wrong; the executed copy is there afterwards, whatever happened."
         spec, kept, manager = self.spec, self.spec.get("kept"), None
         try:
-            from mlnb.pipeline.engine import execute, kept_kernel, kernel_manager, socket_folder
+            from mlnb.pipeline.engine import execute, kept_kernel
+            from mlnb.pipeline.provisioner import kernel_manager, socket_folder
             self.sockets = Path(kept["connection_file"]).parent if kept else socket_folder()
             manager = (kept_kernel(Path(kept["connection_file"]), kept["pid"]) if kept
                        else kernel_manager(spec["kernel"], self.sockets, spec.get("warm")))

@@ -116,7 +116,7 @@ def outcome_text(
     first, rest = f"{data['status']} in {took}: {words}", f"(mlnb show {data['run']})"
     return "\n".join([f"{first}  {rest}" if len(first + rest) + 2 <= terminal_width() else f"{first}\n{rest}", *more])
 
-# %% ../../nbs/pipeline/86_inspect.ipynb #8dd76677
+# %% ../../nbs/pipeline/86_inspect.ipynb #d1e9634a
 def params_rows(
     stages:dict,          # Stages by name
     values:dict|None=None, # values that would be used, by stage and name; None: the defaults
@@ -152,10 +152,11 @@ def kernels_text(
     for parent in found:
         state = parent["state"] + (f" ({parent['why'] or parent['loading']})" if parent["why"] or parent["loading"] else "")
         modules = {s.split()[1].partition(".")[0] for s in parent["loaded"] if s not in parent["excluded"]}
-        lines += [f"{parent['project']}", f"  {state}, process {parent['pid']}, {short_size(parent['memory_bytes'])}, imported in {short_time(parent['seconds'])}",
+        facts = f"{state}, process {parent['pid']}, {short_size(parent['memory_bytes'])}, imported in {short_time(parent['seconds'])}"
+        lines += [f"{parent['project']}", f"  {facts}",
                   *textwrap.wrap(", ".join(sorted(modules)) or "nothing imported yet", terminal_width(), initial_indent="  ", subsequent_indent="  ")]
         lines += [f"  not imported: {statement}: {why}" for statement, why in parent["excluded"].items()]
-        lines += [f"  kernel {k['name'] or 'without a name'}, process {k['pid']}, {short_size(k['memory_bytes'])} of its own and {short_size(k['shared_bytes'])} shared"
+        lines += [f"  kernel {k['name'] or 'without a name'}, process {k['pid']}, {short_size(k['memory_bytes'])} of its own"
                   for k in parent["kernels"]]
         lines.append(f"  without work for {short_time(parent['idle_seconds'])}" if not parent["kernels"] else "")
     return "\n".join(line for line in lines if line)

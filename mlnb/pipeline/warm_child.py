@@ -61,7 +61,7 @@ def own_path(
         if os.path.abspath(folder) in rest: rest.remove(os.path.abspath(folder))
     return [os.path.abspath(p) for p in now.split(os.pathsep) if p] + rest
 
-# %% ../../nbs/pipeline/70_warm_child.ipynb #f8223e22
+# %% ../../nbs/pipeline/70_warm_child.ipynb #bcc2fd9f
 def take_surroundings(
     order:dict,  # {"env", "cwd", "umask", "path"}
 ) -> None:
@@ -72,7 +72,7 @@ def take_surroundings(
     os.chdir(order["cwd"])
     sys.path[:] = order["path"]
     sys.path_importer_cache.clear()
-    if "tempfile" in sys.modules: sys.modules["tempfile"].tempdir = None
+    if "tempfile" in sys.modules: vars(sys.modules["tempfile"])["tempdir"] = None
     import time
     time.tzset()
 

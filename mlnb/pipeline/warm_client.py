@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WarmUnavailable', 'HungUp', 'warm_folder', 'address_of', 'parent_environment', 'start_parent', 'Connection',
-           'connect', 'WarmKernel', 'ask_kernel', 'begin_imports', 'parents', 'stop_parents']
+           'connect', 'WarmKernel', 'ask_kernel', 'begin_imports', 'begin_all', 'finish_all', 'parents', 'stop_parents']
 
 # %% ../../nbs/pipeline/72_warm_client.ipynb #4c22412d
 import json, os, signal, socket, sys, time
@@ -40,7 +40,7 @@ def address_of(
     key = f"{project.root.resolve()}\n{sys.executable}\n{sys.prefix}\n{project.get('pipeline', 'seed')}"
     return warm_folder()/f"{digest(key)[:20]}.sock"
 
-# %% ../../nbs/pipeline/72_warm_client.ipynb #7cea31c0
+# %% ../../nbs/pipeline/72_warm_client.ipynb #edda9104
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 def parent_environment(
@@ -50,7 +50,8 @@ def parent_environment(
     "Environment for a parent."
     from mlnb.pipeline.processes import MARK
     from mlnb.pipeline.warm_child import MARK_ROOM
-    fixed = {"PYTHONHASHSEED": str(project.get("pipeline", "seed")), "TF_CPP_MIN_LOG_LEVEL": "2", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    fixed = {"PYTHONHASHSEED": str(project.get("pipeline", "seed")), "TF_CPP_MIN_LOG_LEVEL": "2",
+             "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     added = {k: v for k, v in fixed.items() if env.get(k, v) == v}
     places = [str(p) for p in (project.root, project.root/"src") if p.is_dir()] + [p for p in [env.get("PYTHONPATH")] if p]
     kept = {k: v for k, v in env.items() if k not in ("MLNB_CONTEXT", "MLNB_SCRATCH", "TMPDIR", "JPY_PARENT_PID", "CUDA_VISIBLE_DEVICES")}
@@ -60,7 +61,7 @@ def parent_environment(
 def _supported():
     if not sys.platform.startswith("linux"): raise WarmUnavailable(f"forking kernels is not supported on {sys.platform}")
 
-# %% ../../nbs/pipeline/72_warm_client.ipynb #ac994765
+# %% ../../nbs/pipeline/72_warm_client.ipynb #49b4aad6
 def start_parent(
     project:Project,                  # for which
     env:dict[str, str]|None=None,     # None: this process's own
@@ -75,7 +76,8 @@ def start_parent(
              "statements": list(statements)}
     with open(address.with_suffix(".log"), "wb") as log:
         code = "import sys; from mlnb.pipeline.warm_parent import main; sys.exit(main(sys.argv[1]))"
-        subprocess.Popen([sys.executable, "-P", "-c", code, json.dumps(order)], env=given, cwd=str(project.root), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        subprocess.Popen([sys.executable, "-P", "-c", code, json.dumps(order)], env=given, cwd=str(project.root),
+                         stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 def _is_starting(address):
     "Does somebody hold the parent's lock?"
@@ -188,7 +190,7 @@ class WarmKernel:
         "Let it live on when this process ends."
         self.connection.say({"ask": "release"})
 
-# %% ../../nbs/pipeline/72_warm_client.ipynb #73d9bd3c
+# %% ../../nbs/pipeline/72_warm_client.ipynb #9ce83aac
 def _busy_elsewhere(address, needs):
     "The import that keeps the parent from answering, when the kernel does not need what is still to come."
     try: state = json.loads(address.with_suffix(".json").read_bytes())
@@ -222,7 +224,7 @@ def ask_kernel(
             if not (said or {}).get("started"): connection.close()
         if "started" in said: return WarmKernel(connection, said)
         if not (again and said.get("stale")): break
-    raise WarmUnavailable(said["refused"])
+    raise WarmUnavailable(str((said or {}).get("refused", "the kernel parent hung up")))
 
 def _answer(connection, address, needs, patience):
     end = time.monotonic() + patience
@@ -232,7 +234,7 @@ def _answer(connection, address, needs, patience):
         if time.monotonic() > end: raise WarmUnavailable(f"the kernel parent did not answer within {patience:g} s")
     return said
 
-# %% ../../nbs/pipeline/72_warm_client.ipynb #9ba205e3
+# %% ../../nbs/pipeline/72_warm_client.ipynb #49185e66
 def begin_imports(
     project:Project,           # whose parent
     statements:Iterable[str],  # imports that will be needed, the first needed first
@@ -243,6 +245,26 @@ def begin_imports(
     except WarmUnavailable: return start_parent(project, None, statements)
     connection.say({"ask": "preload", "statements": list(statements)})
     return connection.close()
+
+def begin_all(
+    project:Project,  # whose pipelines
+) -> None:
+    "Let the parent begin with what all stages import, if warm kernels are wanted and possible."
+    from mlnb.pipeline.preload import all_imports
+    if not project.get("pipeline", "warm"): return
+    try: begin_imports(project, all_imports(project))
+    except WarmUnavailable: return
+
+def finish_all(
+    project:Project,      # whose pipelines
+    seconds:float=600.0,  # s; how long to wait
+) -> None:
+    "Wait until the parent has imported what all stages import; starts it. Raises `WarmUnavailable`."
+    from mlnb.pipeline.preload import all_imports
+    connection = connect(project)
+    connection.say({"ask": "preload", "statements": all_imports(project), "answer": True})
+    try: connection.hear(seconds)
+    finally: connection.close()
 
 def _states():
     "Addresses of parents that left a trace, with the project each belongs to."
