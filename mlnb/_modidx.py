@@ -871,6 +871,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mlnb/pipeline/kernels.py'),
                                        'mlnb.pipeline.kernels.StageKernelManager.__init__': ( 'pipeline/kernels.html#stagekernelmanager.__init__',
                                                                                               'mlnb/pipeline/kernels.py'),
+                                       'mlnb.pipeline.kernels.StageKernelManager._ask_again': ( 'pipeline/kernels.html#stagekernelmanager._ask_again',
+                                                                                                'mlnb/pipeline/kernels.py'),
                                        'mlnb.pipeline.kernels.StageKernelManager._async_finish_shutdown': ( 'pipeline/kernels.html#stagekernelmanager._async_finish_shutdown',
                                                                                                             'mlnb/pipeline/kernels.py'),
                                        'mlnb.pipeline.kernels.StageKernelManager._async_interrupt_kernel': ( 'pipeline/kernels.html#stagekernelmanager._async_interrupt_kernel',

@@ -59,7 +59,7 @@ def heavy_at_module_level(module: str) -> list[str]:
 
 
 @pytest.mark.parametrize("module", [o.module for o in house.lessons() if o.folder in ("", "pipeline")
-                                    and not re.search(r"kernel|engine|launch|attempt|readme", o.module)])
+                                    and not re.search(r"kernel|engine|launch|attempt|provisioner|readme", o.module)])
 def test_planning_needs_no_notebook_library(module):
     """Reading, checking and planning work on plain JSON."""
     assert heavy_at_module_level(module) == []

@@ -20,6 +20,7 @@ from mlnb.settings import find_project
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are forked on Linux only")
 
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("MLNB_", "PYTEST_"))} | {"PYTHONPATH": str(ROOT)}
 HEAVY = "numpy, pandas, sklearn.ensemble, matplotlib.pyplot, tensorflow, keras, tensorflow_model_analysis, flagged"
 
 
@@ -43,9 +44,7 @@ class Kernel:
     def __init__(self, folder: Path, **environment: str):
         self.manager = KernelManager(kernel_name="mlnb-warm", transport="ipc")
         self.manager.connection_file = str(folder / f"k{time.monotonic_ns()}.json")
-        env = (
-            {k: v for k, v in os.environ.items() if not k.startswith("MLNB_")} | {"PYTHONPATH": str(ROOT)} | environment
-        )
+        env = CLEAN | environment
         self.manager.start_kernel(cwd=str(folder), env=env)
         self.client = self.manager.blocking_client()
         self.client.start_channels()
@@ -97,7 +96,7 @@ def project_at(root: Path, preload: str, **files: str):
 def loaded(project) -> dict:
     """Ask for a kernel that needs everything, and give the parent's facts afterwards."""
     needs = [f"import {name}" for name in project.get("pipeline", "preload")]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_")} | {"PYTHONPATH": str(ROOT)}
+    environment = CLEAN
     kernel = ask_kernel(project, ["-f", str(project.root / "first.json")], environment, str(project.root), needs)
     kernel.kill()
     kernel.wait(10)
@@ -267,7 +266,7 @@ def test_fifty_kernels_leave_the_parent_as_it_was(heavy):
         kernel = ask_kernel(
             heavy,
             ["-f", str(heavy.root / f"many{number}.json")],
-            dict(os.environ) | {"PYTHONPATH": str(ROOT)},
+            CLEAN,
             str(heavy.root),
         )
         kernel.kill()
@@ -410,7 +409,7 @@ def test_idle_and_homeless_parents_leave(tmp_path):
 def test_four_who_ask_at_once_get_one_parent(tmp_path):
     """The lock decides."""
     project, kernels = project_at(tmp_path / "p", "none"), []
-    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+    environment = CLEAN
 
     def ask(number):
         """One of them."""
@@ -459,13 +458,14 @@ def test_another_user_is_refused(tmp_path, monkeypatch):
         shutil.rmtree(place)
 
 
-def test_a_folder_that_others_can_enter_is_refused(tmp_path, monkeypatch):
+def test_a_folder_that_others_can_enter_is_refused(monkeypatch):
     """Somebody may have made it before us."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    (tmp_path / f"mlnb-{os.getuid()}").mkdir()
-    (tmp_path / f"mlnb-{os.getuid()}").chmod(0o777)
-    with pytest.raises(WarmUnavailable, match="not private"):
-        warm_folder()
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", place)
+        (Path(place) / f"mlnb-{os.getuid()}").mkdir()
+        (Path(place) / f"mlnb-{os.getuid()}").chmod(0o777)
+        with pytest.raises(WarmUnavailable, match="not private"):
+            warm_folder()
 
 
 def test_runs_say_which_kernels_they_used(tmp_path):

@@ -136,21 +136,21 @@ class StageEngine(NBClientEngine):
         if keep and (failed or client.end is not None): return client.kc.stop_channels()
         return client._cleanup_kernel()
 
-# %% ../../nbs/pipeline/74_engine.ipynb #d9a72e87
+# %% ../../nbs/pipeline/74_engine.ipynb #34435111
 class _Inbox:
     "A channel's socket without its event loop."
 
     def __init__(self, session, socket): self.session, self.socket = session, zmq.Socket.shadow(socket)
 
-    def messages(self, msg_id):
-        "What has arrived about a request."
+    def messages(self, requests):
+        "What has arrived about some requests."
         while True:
             try: parts = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again: return
             msg = self.session.deserialize(self.session.feed_identities(parts)[1])
-            if msg["parent_header"].get("msg_id") == msg_id: yield msg
+            if msg["parent_header"].get("msg_id") in requests: yield msg
 
-# %% ../../nbs/pipeline/74_engine.ipynb #f9f9a9bb
+# %% ../../nbs/pipeline/74_engine.ipynb #e94850a8
 class StageClient(PapermillNotebookClient):
     "papermill's client; can begin after cells that are already done and end before one that fails."
     told, begin, end = None, 0, None
@@ -203,13 +203,16 @@ class StageClient(PapermillNotebookClient):
     async def _async_poll_for_reply(self, msg_id, cell, *_):
         "Handle the messages of a cell until its reply and the word that the kernel is idle have come."
         index, (shell, iopub, poller) = self._index, self._inboxes()
-        reply, idle, looked, over = None, False, time.monotonic(), float("inf")
+        reply, idle, looked, over, asked = None, False, time.monotonic(), float("inf"), ""
         while reply is None or not idle:
             arrived = poller.poll(int(min(1.0, self.nb_man.until_save()) * 1000) + 1)
-            for msg in iopub.messages(msg_id) if not idle else ():
-                try: self.process_message(msg, cell, index)
-                except CellExecutionComplete: idle = True; break
-            for msg in shell.messages(msg_id) if reply is None else ():
+            for msg in iopub.messages({msg_id, asked}) if not idle else ():
+                if msg["parent_header"]["msg_id"] == asked: idle = msg["content"].get("execution_state") == "idle"
+                else:
+                    try: self.process_message(msg, cell, index)
+                    except CellExecutionComplete: idle = True
+                if idle: break
+            for msg in shell.messages({msg_id}) if reply is None else ():
                 reply, over = msg, time.monotonic() + self.iopub_timeout
                 if self.record_timing: cell["metadata"]["execution"]["shell.execute_reply"] = timestamp(msg)
             self.nb_man.save()
@@ -217,6 +220,7 @@ class StageClient(PapermillNotebookClient):
                 await asyncio.sleep(0)
                 await self._async_check_alive()
                 looked = time.monotonic()
+                if reply and not idle: asked = self.kc.kernel_info()
             if time.monotonic() > over and not idle:
                 raise CellTimeoutError.error_from_timeout_and_cell("Timeout waiting for IOPub output", self.iopub_timeout, cell)
         return reply

@@ -86,7 +86,7 @@ def _at_once(method):
         return result
     return change
 
-# %% ../../nbs/pipeline/69_kernels.ipynb #c3b2098b
+# %% ../../nbs/pipeline/69_kernels.ipynb #6006c458
 class StageKernelManager(AsyncKernelManager):
     "A manager that sees at once that its kernel has ended, and gives it time to do so by itself."
     client_factory = StageKernelClient
@@ -111,5 +111,13 @@ class StageKernelManager(AsyncKernelManager):
     interrupt_kernel = _async_interrupt_kernel
 
     async def _async_finish_shutdown(self, waittime=None, pollinterval=0.01, restart=False):
-        await super()._async_finish_shutdown(waittime, pollinterval, restart)
+        asking = asyncio.ensure_future(self._ask_again(restart))
+        try: await super()._async_finish_shutdown(waittime, pollinterval, restart)
+        finally: asking.cancel()
+
+    async def _ask_again(self, restart):
+        "A message that waits inside of the kernel is brought on its way by the next one."
+        while True:
+            await asyncio.sleep(1.5)
+            await self._async_request_shutdown(restart)
     finish_shutdown = _async_finish_shutdown

@@ -89,7 +89,7 @@ def _is_starting(address):
     finally: os.close(fd)
     return False
 
-# %% ../../nbs/pipeline/72_warm_client.ipynb #51eac063
+# %% ../../nbs/pipeline/72_warm_client.ipynb #51967c17
 class Connection:
     "A connection to a parent: lines of JSON, both ways."
     def __init__(self, address:Path, seconds:float=5.0):
@@ -130,6 +130,7 @@ def connect(
     project:Project,               # whose parent
     env:dict[str, str]|None=None,  # for a parent that has to be started
     seconds:float=20.0,            # s; how long a start may take
+    statements:Iterable[str]=(),   # imports to begin with, for a parent that has to be started
 ) -> Connection:                   # open
     "Connect to the project's parent, starting it when there is none; raises `WarmUnavailable`."
     _supported()
@@ -140,7 +141,7 @@ def connect(
             if time.monotonic() > end: raise
         if not _is_starting(address):
             if started > 40: raise WarmUnavailable("the kernel parent does not start", where=str(address.with_suffix(".log")))
-            if started % 20 == 0: start_parent(project, env)
+            if started % 20 == 0: start_parent(project, env, statements)
             started += 1
         time.sleep(0.02 if started < 20 else 0.1)
 
@@ -190,7 +191,7 @@ class WarmKernel:
         "Let it live on when this process ends."
         self.connection.say({"ask": "release"})
 
-# %% ../../nbs/pipeline/72_warm_client.ipynb #9ce83aac
+# %% ../../nbs/pipeline/72_warm_client.ipynb #f4e9c94a
 def _busy_elsewhere(address, needs):
     "The import that keeps the parent from answering, when the kernel does not need what is still to come."
     try: state = json.loads(address.with_suffix(".json").read_bytes())
@@ -211,8 +212,9 @@ def ask_kernel(
     "Get a warm kernel, from a new parent when the old one is out of date; raises `WarmUnavailable`."
     umask = os.umask(0); os.umask(umask)
     order = {"argv": argv, "env": env, "cwd": cwd, "needs": list(needs), "name": name, "umask": umask}
+    before: list[str] = []
     for again in (True, True, True, True, False):
-        connection = connect(project, env)
+        connection = connect(project, env, statements=before)
         said = None
         try:
             connection.say({"ask": "kernel", "order": order}, files)
@@ -224,6 +226,7 @@ def ask_kernel(
             if not (said or {}).get("started"): connection.close()
         if "started" in said: return WarmKernel(connection, said)
         if not (again and said.get("stale")): break
+        before = said["loaded"]
     raise WarmUnavailable(str((said or {}).get("refused", "the kernel parent hung up")))
 
 def _answer(connection, address, needs, patience):

@@ -90,7 +90,7 @@ class Client:
         self.files = []
         self.connection.close()
 
-# %% ../../nbs/pipeline/71_warm_parent.ipynb #a1c62843
+# %% ../../nbs/pipeline/71_warm_parent.ipynb #91fa5192
 class WarmParent:
     "Imports, forks, watches; `run` is its life."
     def __init__(self, address:Path, project:Path, idle:float, added:set[str], lock:int):
@@ -158,7 +158,7 @@ class WarmParent:
         order, client.order = client.order or {}, None
         if why := self._refusal(order):
             self.why, self.leaving = self.why or why, True
-            client.say(refused=why, stale=True)
+            client.say(refused=why, stale=True, loaded=[*self.loaded, *self.queue])
             return
         order["path"] = self._path(order)
         order["env"].setdefault(MARK, f"kernel:{os.getpid()}:{len(self.loaded)}:{time.time_ns()}")
