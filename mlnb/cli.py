@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #4e396273
+# %% ../nbs/90_cli.ipynb #0490a08b
 import argparse, json, os, sys
 from pathlib import Path
 from typing import Any
 from .completion import complete
 from .errors import MlnbError, SelectionError
-from .settings import find_project, pick_pipeline
+from .settings import find_project, pick_pipeline, python_path
 
 # %% ../nbs/90_cli.ipynb #5fa09e07
 def _print(asked, document, text):
@@ -181,7 +181,7 @@ def _kernels(asked):
     found = parents(project, 120.0)
     return _print(asked, {"format": 1, "parents": found}, lambda: kernels_text(found))
 
-# %% ../nbs/90_cli.ipynb #c43a21a7
+# %% ../nbs/90_cli.ipynb #cb059b44
 def _gc(asked):
     from mlnb.pipeline.gc import collect
     from mlnb.pipeline.progress import short_size
@@ -211,8 +211,7 @@ def _lab(asked):
     try: import jupyterlab  # noqa: F401
     except ImportError as e: raise missing_extra("jupyterlab", "lab", "mlnb lab") from e
     kernels = project.runs/"debug"/"kernels"; kernels.mkdir(parents=True, exist_ok=True)
-    paths = [str(p) for p in (project.root, project.root/"src") if p.is_dir()] + [p for p in [os.environ.get("PYTHONPATH")] if p]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.environ["PYTHONPATH"] = python_path(project.root, os.environ.get("PYTHONPATH", ""))
     options = {"ServerApp.allow_external_kernels": True, "ServerApp.external_connection_dir": kernels,
                "ContentsManager.pre_save_hook": "mlnb.clean.before_save",
                "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}

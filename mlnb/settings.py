@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'Setting', 'parse_size', 'parse_duration', 'read_setting', 'read_settings', 'Project', 'find_project',
-           'pick_pipeline']
+           'pick_pipeline', 'python_path']
 
 # %% ../nbs/10_settings.ipynb #164841db
 import os
@@ -183,3 +183,12 @@ def pick_pipeline(
     if not known: raise ProjectError("no pipeline here", where=place, expected="a folder of notebooks, one a stage")
     raise ProjectError(f"no pipeline '{name}'" if name else "which pipeline?", where=place,
                        expected="one of: " + ", ".join(known), cure="name it, or set `name` under [pipeline] in settings.ini")
+
+# %% ../nbs/10_settings.ipynb #84e83c4a
+def python_path(
+    root:Path,      # of the project
+    given:str="",   # PYTHONPATH of who asks
+) -> str:           # PYTHONPATH for what works in the project
+    "The project's root and its `src`, then what was there before."
+    own = [str(folder) for folder in (root, root/"src") if folder.is_dir()]
+    return os.pathsep.join(dict.fromkeys([*own, *filter(None, given.split(os.pathsep))]))

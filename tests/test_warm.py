@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,14 +14,16 @@ from pathlib import Path
 
 import pytest
 from jupyter_client import KernelManager
-from projects import ROOT, ProjectFolder
+from projects import ROOT, ProjectFolder, wait_for
 
-from mlnb.pipeline.warm_client import WarmUnavailable, address_of, ask_kernel, parents, stop_parents, warm_folder
+from mlnb.pipeline.warm_client import Connection, ask_kernel, begin_imports, parents, stop_parents
+from mlnb.pipeline.warm_place import WarmUnavailable, address_of, warm_folder
 from mlnb.settings import find_project
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are forked on Linux only")
 
-CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("MLNB_", "PYTEST_"))} | {"PYTHONPATH": str(ROOT)}
+INHERITED = {k: v for k, v in os.environ.items() if not k.startswith(("MLNB_", "PYTEST_"))}
+CLEAN = INHERITED | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
 HEAVY = "numpy, pandas, sklearn.ensemble, matplotlib.pyplot, tensorflow, keras, tensorflow_model_analysis, flagged"
 
 
@@ -352,8 +355,9 @@ def test_environment_read_at_import_makes_another_parent(heavy):
     """A preloaded module read FLAG: another value gets another import; a variable nobody read does not."""
     before = parents(heavy)[0]["pid"]
     with Kernel(heavy.root, UNREAD="1") as kernel:
-        assert kernel.run("import flagged; print(flagged.value)") == "none"
-    assert parents(heavy)[0]["pid"] == before
+        assert kernel.run("import flagged; print(flagged.value)") == "none" and kernel.why_cold == ""
+    after = [facts["pid"] for facts in parents(heavy)]
+    assert after == [before], address_of(heavy).with_suffix(".log").read_text()
 
 
 def test_parent_follows_the_environment_and_the_files(tmp_path):
@@ -363,6 +367,7 @@ def test_parent_follows_the_environment_and_the_files(tmp_path):
         seen = [loaded(project)["pid"]]
         with Kernel(project.root, FLAG="on") as kernel:
             assert kernel.run("import flagged; print(flagged.value)") == "on"
+        wait_for(lambda: "import flagged" in parents(project)[0]["loaded"], 20, "the import in the new parent")
         seen.append(parents(project)[0]["pid"])
         (project.root / "flagged.py").write_text("value = 'edited'\n")
         with Kernel(project.root, FLAG="on") as kernel:
@@ -375,6 +380,74 @@ def test_parent_follows_the_environment_and_the_files(tmp_path):
             assert kernel.why_cold == "" and kernel.run("6 * 7").endswith("42")
             seen.append(parents(project)[0]["pid"])
         assert len(set(seen)) == 4
+    finally:
+        stop_parents(project)
+
+
+def test_an_installed_package_makes_another_parent(tmp_path):
+    """Something was installed since the imports: the next kernel is from a new parent, and sees it."""
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    (site / "tool.py").write_text("version = 1\n")
+    project = project_at(tmp_path / "p", "tool")
+    environment = CLEAN | {"PYTHONPATH": f"{ROOT}:{site}"}
+
+    def ask() -> tuple[int, str]:
+        """The parent's number and the version that a kernel has."""
+        with Kernel(project.root, PYTHONPATH=environment["PYTHONPATH"]) as kernel:
+            return parents(project)[0]["pid"], kernel.run("import tool; print(tool.version)")
+
+    try:
+        first = ask()
+        assert ask() == first
+        (site / "tool-2.dist-info").mkdir()
+        (site / "tool.py").write_text("version = 2\n")
+        second = ask()
+        assert (first[1], second[1]) == ("1", "2") and first[0] != second[0]
+    finally:
+        stop_parents(project)
+
+
+def test_who_turns_to_a_cold_kernel_gets_no_warm_one_later(tmp_path):
+    """A parent busy with an import that is not needed: the client gives up, and its order is never carried out."""
+    project = project_at(tmp_path / "p", "none", slow="import time\ntime.sleep(3)\n")
+    try:
+        pid = loaded(project)["pid"]
+        begin_imports(project, ["import slow"])
+        time.sleep(0.3)
+        with pytest.raises(WarmUnavailable, match="busy with `import slow`"):
+            ask_kernel(project, ["-f", str(tmp_path / "late.json")], CLEAN, str(project.root))
+        facts = parents(project)[0]
+        assert facts["pid"] == pid and "import slow" in facts["loaded"] and facts["kernels"] == []
+        silent = Connection(address_of(project))
+        order = {"argv": ["-f", str(tmp_path / "late.json")], "env": CLEAN, "cwd": str(tmp_path), "umask": 0o022}
+        silent.say({"ask": "kernel", "order": order}, (1, 2))
+        assert silent.hear(10) == {"ready": True}
+        silent.close()
+        time.sleep(1.0)
+        assert parents(project)[0]["kernels"] == [] and not (tmp_path / "late.json").exists()
+    finally:
+        stop_parents(project)
+
+
+NONSENSE = [b"\n", b"{\n", b"[]\n", b"5\n", b'{"ask": 1}\n', b'{"ask": "kernel"}\n', b'{"ask": "kernel", "order": {}}\n', b"\xff\xfe\n",
+            b'{"ask": "preload", "statements": 7}\n', b'{"ask": "take"}\n', b'{"ask": "status", "more": 1}\n', b'{"ask": "rel']  # fmt: skip
+
+
+def test_nonsense_ends_a_connection_and_nothing_else(tmp_path):
+    """What cannot be understood is answered or dropped; the parent serves on."""
+    project = project_at(tmp_path / "p", "none")
+    try:
+        pid = loaded(project)["pid"]
+        for text in NONSENSE:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(address_of(project)))
+                connection.sendall(text)
+                connection.shutdown(socket.SHUT_WR)
+                assert connection.makefile().read() == "" or text not in (b'{"ask": "take"}\n', b'{"ask": "rel')
+        assert parents(project)[0]["pid"] == pid
+        with Kernel(project.root) as kernel:
+            assert kernel.why_cold == "" and kernel.run("6 * 7").endswith("42")
     finally:
         stop_parents(project)
 

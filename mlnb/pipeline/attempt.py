@@ -6,17 +6,19 @@
 __all__ = ['context_of', 'kernel_environment', 'failed_cell', 'Stopper', 'failure', 'Attempt', 'commit', 'publish', 'record_of',
            'run_stage', 'kept_path']
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #da1733c5
+# %% ../../nbs/pipeline/75_attempt.ipynb #0dabc7a0
 import contextlib, json, os, re, signal, sys, time
 from pathlib import Path
 from ..errors import MlnbError
 from ..files import read_json, write_json, write_once
 from .assign import mask
+from .fork_safety import THREADS
 from .processes import MARK, death_of, guard, kill_members
 from .runs import FORMAT, timestamp
 from .scratch import scratch_folder
+from ..settings import python_path
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #a244f990
+# %% ../../nbs/pipeline/75_attempt.ipynb #a22e1983
 def context_of(
     spec:dict,  # a specification
 ) -> dict:      # what ref, glue and source read in the kernel
@@ -32,16 +34,14 @@ def kernel_environment(
     mark:str,        # the attempt's mark
 ) -> dict[str, str]: # the kernel's whole environment
     "Environment of a kernel: project on the path, threads as many as cores, temporary files in the attempt."
-    root, cores = Path(spec["project"]), str(spec.get("cores", 1))
-    places = [str(p) for p in (root, root/"src") if p.is_dir()] + [p for p in [os.environ.get("PYTHONPATH")] if p]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
-                             "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "LOKY_MAX_CPU_COUNT"), cores)
+    cores = str(spec.get("cores", 1))
+    threads = dict.fromkeys((*THREADS, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "LOKY_MAX_CPU_COUNT"), cores)
     quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"), "PYTHONHASHSEED": str(spec.get("seed", 0)),
              "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     if spec.get("gpu_slots") is not None: threads["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, spec["gpu_slots"]))
     return os.environ | threads | quiet | {"MLNB_CONTEXT": str(context), MARK: mark,
                                            "MLNB_SCRATCH": str(scratch_folder(Path(spec["runs"]), spec["fingerprint"])), "TMPDIR": str(temporary),
-                                           "PYTHONPATH": os.pathsep.join(places)}
+                                           "PYTHONPATH": python_path(Path(spec["project"]), os.environ.get("PYTHONPATH", ""))}
 
 # %% ../../nbs/pipeline/75_attempt.ipynb #aa4577a0
 _ANSI = r"\x1b\[[0-9;]*m"

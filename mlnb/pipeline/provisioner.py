@@ -14,7 +14,8 @@ from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
 from jupyter_client.provisioning import LocalProvisioner
 from ..errors import MlnbError, NotebookError
 from .kernels import StageKernelManager, StageSpecManager
-from .warm_client import WarmUnavailable, ask_kernel, begin_all
+from .warm_client import ask_kernel, begin_all
+from .warm_place import WarmUnavailable
 from ..settings import find_project
 
 # %% ../../nbs/pipeline/73_provisioner.ipynb #88f5eb4a

@@ -123,7 +123,8 @@ def warm_orders(
     names = [n for n in prepared.selected if prepared.plan[n].action != "would-skip"]
     if request.cold or not names or not project.get("pipeline", "warm"): return {}
     from mlnb.pipeline.preload import preload_list
-    from mlnb.pipeline.warm_client import WarmUnavailable, begin_imports
+    from mlnb.pipeline.warm_client import begin_imports
+    from mlnb.pipeline.warm_place import WarmUnavailable
     needs = preload_list(project, {n: planner.graph.stages[n] for n in names})
     try: begin_imports(project, [s for n in names for s in needs[n]])
     except WarmUnavailable: pass   # a stage that asks will be told why

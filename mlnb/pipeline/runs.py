@@ -16,7 +16,7 @@ from ..errors import RunError, StoreError
 from ..files import disk_error, is_locked, lock, read_json, write_json
 from ..settings import Project
 
-# %% ../../nbs/pipeline/60_runs.ipynb #9aded929
+# %% ../../nbs/pipeline/60_runs.ipynb #db7f6d95
 FORMAT = 1
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 
@@ -28,12 +28,20 @@ def gc_lock(
 
 def _marks(project): return project.runs/"cache"/"open"
 
+def _free_name(runs):
+    "A name that sorts behind all earlier ones: the time to a 65536th of a second."
+    while True:
+        now = time.time()
+        name = time.strftime("%Y%m%d-%H%M%S-", time.gmtime(now)) + f"{int(now % 1 * 65536):04x}"
+        if not (runs/name).exists() and not (runs/f".{name}").exists(): return name
+        time.sleep(0.0001)
+
 @contextmanager
 def open_run(
     project:Project,   # where the run belongs
 ) -> Iterator[Path]:   # the run's new folder, locked as long as the block runs; its name is the run's id
     "Make the folder of a new run and hold its lock; raises `StoreError` when it cannot be written."
-    name = time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + os.urandom(2).hex()
+    name = _free_name(project.runs)
     hidden, folder = project.runs/f".{name}", project.runs/name
     try:
         (hidden/"stages").mkdir(parents=True); (hidden/"attempts").mkdir()
