@@ -129,6 +129,19 @@ def first_run(lab: Lab) -> str:
     return lab.project.mlnb("runs", "--json").json[-1]["run"]
 
 
+def test_a_warm_kernel_has_its_imports_behind_it(lab):
+    """What the stages import is loaded before the first cell of a notebook that is opened."""
+    lab.project.mlnb("kernels", "start", code=0, IPYTHONDIR=str(lab.project.root.parent / "ipython"))
+    path = "nbs/stages/p/10_load.ipynb"
+    kernel = lab.ask("POST", "sessions", {"path": path, "name": path, "type": "notebook", "kernel": {"name": "mlnb-warm"}})["kernel"]
+    look = "import os, sys\nprint(os.getppid(), 'pandas' in sys.modules, 'matplotlib.pyplot' in sys.modules, 'features' in sys.modules)"
+    try: seen, shown = lab.execute(kernel["id"], look, "import features\nfeatures.double(4)")
+    finally: lab.ask("DELETE", f"kernels/{kernel['id']}")
+    parent = lab.project.mlnb("kernels", "--json", code=0).json["parents"][0]
+    assert said(seen).split() == [str(parent["pid"]), "True", "True", "False"] and said(shown) == "8"
+    assert wait_for(lambda: not lab.project.mlnb("kernels", "--json", code=0).json["parents"][0]["kernels"], 20, "its end")
+
+
 def test_a_stage_runs_as_it_is_and_leaves_nothing_behind(lab):
     before, run = files(lab.project), first_run(lab)
     _, _, glued = lab.run("nbs/stages/p/10_load.ipynb")

@@ -13,7 +13,7 @@ from .processes import MARK, kill_members
 from .warm_child import become_kernel, leave_parent, mark_place, own_path
 from .warm_place import addresses, forget, read_state, take_lock, write_state
 
-# %% ../../nbs/pipeline/71_warm_parent.ipynb #ea3ef4c2
+# %% ../../nbs/pipeline/71_warm_parent.ipynb #7b9b60c2
 class Child:
     "A forked process: first waiting, then a kernel."
     def __init__(self, place:int):
@@ -57,6 +57,10 @@ def _as_child(order_socket, parent, place):
         traceback.print_exc(file=sys.__stderr__)
     finally: os._exit(code)
 
+def _kill(group):
+    try: os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError): return
+
 def _memory(pid, field):
     try:
         with open(f"/proc/{pid}/smaps_rollup") as f: return sum(int(line.split()[1]) * 1024 for line in f if line.startswith(field + ":"))
@@ -94,7 +98,7 @@ class Client:
         self.files = []
         self.connection.close()
 
-# %% ../../nbs/pipeline/71_warm_parent.ipynb #0fed6e0f
+# %% ../../nbs/pipeline/71_warm_parent.ipynb #29d46b6d
 class WarmParent:
     "Imports, forks, watches; `run` is its life."
     def __init__(self, address:Path, project:Path, idle:float, added:set[str], lock:int):
@@ -194,7 +198,7 @@ class WarmParent:
         if said is not None: return
         self.clients.remove(client)
         client.close()
-        if client.child and not client.child.released: self._kill(client.child)
+        if client.child and client.child.pid in self.children and not client.child.released: _kill(client.child.pid)
 
     def _obey(self, client, ask, order=None, statements=(), answer=False):
         self.last = time.time()
@@ -211,12 +215,7 @@ class WarmParent:
         elif ask == "stop":
             self.why = "it was stopped"
             client.say(stopping=True)
-            for child in self.children.values(): self._kill(child)
-
-    def _kill(self, child):
-        if child.pid not in self.children: return
-        try: os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError: return
+            for pid in self.children: _kill(pid)
 
     def reap(self) -> None:
         "Children that have ended: end what they left behind, and tell who asked for them."
@@ -225,8 +224,7 @@ class WarmParent:
             except ChildProcessError: return
             if info is None: return
             pid = info.si_pid
-            try: os.killpg(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError): pass
+            _kill(pid)
             _, status, usage = os.wait4(pid, 0)
             if self.spare and self.spare.pid == pid: self.spare = None
             child = self.children.pop(pid, None)
@@ -294,8 +292,9 @@ class WarmParent:
 
     def _stop_listening(self):
         "Make room for another parent at once; kernels that live go on."
-        if self.lock >= 0 and _inode(self.address) == self.inode: self.address.unlink()
-        if self.lock >= 0: os.close(self.lock)
+        if self.lock < 0: return
+        if _inode(self.address) == self.inode: self.address.unlink()
+        os.close(self.lock)
         self.lock = -1
 
 # %% ../../nbs/pipeline/71_warm_parent.ipynb #1e10511a
