@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_own_kernel', 'unfit', 'WarmProvisioner', 'socket_folder', 'LeavingManager', 'kernel_manager']
 
-# %% ../../nbs/pipeline/73_provisioner.ipynb #8bcf8836
+# %% ../../nbs/pipeline/73_provisioner.ipynb #91fab36c
 import asyncio, os, sys, tempfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
 from jupyter_client.provisioning import LocalProvisioner
 from ..errors import MlnbError, NotebookError
 from .kernels import StageKernelManager, StageSpecManager
-from .warm_client import ask_kernel, begin_all
+from .preload import all_imports
+from .warm_client import ask_kernel
 from .warm_place import WarmUnavailable
 from ..settings import find_project
 
@@ -35,7 +36,7 @@ def unfit(
     if is_own_kernel(spec): return ""
     return f"kernel '{spec.display_name}' does not run in this Python"
 
-# %% ../../nbs/pipeline/73_provisioner.ipynb #30de4495
+# %% ../../nbs/pipeline/73_provisioner.ipynb #87552a9e
 class WarmProvisioner(LocalProvisioner):
     "Gives a warm kernel where that is possible, and else a cold one."
     why_cold = ""
@@ -59,10 +60,10 @@ class WarmProvisioner(LocalProvisioner):
         env, cwd = dict(options.get("env") or os.environ), str(options.get("cwd") or Path.cwd())
         project = find_project(Path(self.order.get("project") or cwd))
         if not project.get("pipeline", "warm"): raise WarmUnavailable("warm kernels are off in settings.ini")
-        if not self.order: begin_all(project)
         argv = cmd[cmd.index("ipykernel_launcher") + 1:]
         name = self.order.get("name") or Path(env.get("JPY_SESSION_NAME", "")).name
-        self.process = ask_kernel(project, argv, env, cwd, self.order.get("needs", ()), name)
+        later = () if self.order else all_imports(project)
+        self.process = ask_kernel(project, argv, env, cwd, self.order.get("needs", ()), later, name)
         self.pid = self.pgid = self.process.pid
         self.cwd = cwd
         return self.connection_info

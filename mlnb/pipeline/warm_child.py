@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MARK_ROOM', 'mark_place', 'write_mark', 'leave_parent', 'own_path', 'take_surroundings', 'own_randomness',
-           'own_threads', 'live', 'end', 'become_kernel']
+           'own_threads', 'live', 'end', 'become_kernel', 'memory_of', 'Child']
 
-# %% ../../nbs/pipeline/70_warm_child.ipynb #02fe3bc9
-import fcntl, os, random, signal, sys
+# %% ../../nbs/pipeline/70_warm_child.ipynb #e1bfe11a
+import fcntl, json, os, random, signal, socket, sys
 from collections.abc import Iterable
+from typing import Any
 from .processes import MARK, die_with_parent
 
 # %% ../../nbs/pipeline/70_warm_child.ipynb #929b2c9b
@@ -132,3 +133,63 @@ def become_kernel(
     live(order["argv"])
     end()
     return 0
+
+# %% ../../nbs/pipeline/70_warm_child.ipynb #e3ea7033
+def memory_of(
+    pid:int,    # process number
+    field:str,  # of smaps_rollup: "Rss", "Pss", "Private_Dirty" and the like
+) -> int:       # bytes; 0 where the system does not say
+    "What a process keeps in memory."
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as f: return sum(int(line.split()[1]) * 1024 for line in f if line.startswith(field + ":"))
+    except OSError: return 0
+
+class Child:
+    "A forked process: first waiting, then a kernel."
+    def __init__(self, place:int):
+        self.name, self.mark, self.released = "", "", False
+        self.client: Any = None   # who asked for it
+        self.own, other = socket.socketpair()
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0: _as_child(other, parent, place)
+        other.close()
+        self.shared = memory_of(self.pid, "Rss")
+
+    def give(self, order:dict, files:list[int]) -> None:
+        "The order that makes it a kernel; raises `OSError` when it has died. From now on it leads a group that can be killed."
+        if not self.own.recv(1): raise ConnectionError("the child has died")
+        text = json.dumps(order).encode()
+        socket.send_fds(self.own, [len(text).to_bytes(8, "big")], files)
+        self.own.sendall(text)
+        self.own.close()
+
+    def kill(self) -> None:
+        "Kill it and what it started, unless that has left its group."
+        try: os.killpg(self.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError): return
+
+    def facts(self) -> dict:
+        "What `mlnb kernels` shows of it."
+        return {"pid": self.pid, "name": self.name, "shared_bytes": self.shared, "released": self.released,
+                "memory_bytes": memory_of(self.pid, "Private_Clean") + memory_of(self.pid, "Private_Dirty")}
+
+def _as_child(order_socket, parent, place):
+    code = 1
+    try:
+        leave_parent(parent, [order_socket.fileno()])
+        try: order_socket.sendall(b".")
+        except BrokenPipeError: os._exit(0)   # nobody wants it any more
+        head, files, _, _ = socket.recv_fds(order_socket, 8, 2)
+        if len(head) < 8: os._exit(0)
+        text, length = b"", int.from_bytes(head, "big")
+        while len(text) < length: text += order_socket.recv(length - len(text)) or os._exit(0)
+        order_socket.close()
+        code = become_kernel(json.loads(text), list(files), place)
+    except SystemExit as e: code = e.code if isinstance(e.code, int) else 1
+    except BaseException:  # noqa: BLE001 a child must not go on as a second parent, whatever happened
+        import traceback
+        traceback.print_exc(file=sys.__stderr__)
+    finally: os._exit(code)
+
+

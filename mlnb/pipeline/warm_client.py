@@ -154,7 +154,7 @@ class WarmKernel:
         "Let it live on when this process ends."
         self.connection.say({"ask": "release"})
 
-# %% ../../nbs/pipeline/72_warm_client.ipynb #a14d3478
+# %% ../../nbs/pipeline/72_warm_client.ipynb #073194ff
 def _busy_elsewhere(address, needs):
     "The import that keeps the parent from answering, when the kernel does not need what is still to come."
     state = read_state(address)
@@ -167,6 +167,7 @@ def ask_kernel(
     env:dict[str, str],       # the kernel's environment
     cwd:str,                  # its folder
     needs:Iterable[str]=(),   # import statements it counts on
+    later:Iterable[str]=(),   # import statements for the kernels after it
     name:str="",              # what people know it by
     files:tuple[int, int]=(1, 2), # open files for its standard output and error
     patience:float=120.0,     # s; for its imports
@@ -186,7 +187,9 @@ def ask_kernel(
             continue
         finally:
             if not (said or {}).get("started"): connection.close()
-        if "started" in said: return WarmKernel(connection, said)
+        if "started" in said:
+            connection.say({"ask": "preload", "statements": list(later)})
+            return WarmKernel(connection, said)
         if not (again and said.get("stale")): break
         before = said["loaded"]
     raise WarmUnavailable(str((said or {}).get("refused", "the kernel parent hung up")))

@@ -65,10 +65,10 @@ def is_held(
     finally: os.close(fd)
     return False
 
-# %% ../../nbs/pipeline/59_warm_place.ipynb #0f4f3f99
+# %% ../../nbs/pipeline/59_warm_place.ipynb #355c7b0b
 def write_state(
     address:Path,   # of the parent
-    **state:object, # {"pid", "project", "loading", "loaded", "excluded"}
+    **state:object, # {"pid", "project", "loading", "loaded", "excluded", "why"}
 ) -> None:
     "Write down what the parent is doing."
     write_json(address.with_suffix(".json"), state)
