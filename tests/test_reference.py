@@ -110,6 +110,40 @@ def test_every_executed_stage_is_a_run_for_wandb(reference):
     assert len(written) == len([s for s in statuses(said.json).values() if s == "ran"])
 
 
+ANSWERS = """
+import sys, numpy, pandas, tensorflow as tf
+rows = pandas.read_parquet(sys.argv[3])
+said = []
+for path in sys.argv[1:3]:
+    serve = tf.saved_model.load(path).signatures["serving_default"]
+    wanted = serve.structured_input_signature[1]
+    given = {n: tf.reshape(tf.cast(rows[n].astype(str) if s.dtype == tf.string else rows[n], s.dtype), [-1] + [1] * (len(s.shape) - 1))
+             for n, s in wanted.items()}
+    said.append({n: v.numpy() for n, v in serve(**given).items()})
+assert len(rows) > 100 and said[0].keys() == said[1].keys()
+for name, value in said[0].items():
+    if value.dtype.kind == "f": numpy.testing.assert_allclose(value, said[1][name], atol=1e-6)
+    else: assert (value == said[1][name]).all(), name
+print("the same answers")
+"""
+
+
+def test_cold_kernels_give_the_same_scraps(reference):
+    """Every scrap has the same bytes; a SavedModel, whose files are never twice the same, gives the same answers."""
+    project, said = reference
+    again = project.run("--cold", "--force", "*", *SMALL, *LENIENT)
+    runs = [json.loads((project.runs / name / "run.json").read_text())["stages"] for name in (said.json["run"], again["run"])]
+    assert {s["kernel"] for s in runs[1].values()} == {"cold"} and "warm" in {s["kernel"] for s in runs[0].values()}
+    warm, cold = ({(n, k): v["digest"] for n, s in run.items() for k, v in s["scraps"].items()} for run in runs)
+    assert warm.keys() == cold.keys() and len(warm) > 30
+    differ = {key for key in warm if warm[key] != cold[key]}
+    assert differ <= {("export", "saved_model"), ("export", "export"), ("register", "version")}
+    place = lambda digest: str(project.runs / "store" / digest[:2] / digest)  # noqa: E731
+    words = [place(d["export", "saved_model"]) for d in (warm, cold)] + [place(warm["prepare", "test"])]
+    done = subprocess.run([sys.executable, "-c", ANSWERS, *words], capture_output=True, text=True, env=project.environment())
+    assert done.stdout.strip().endswith("the same answers"), done.stderr[-2000:]
+
+
 def test_lineage_leads_from_the_model_to_the_data(reference):
     project, _ = reference
     node = project.mlnb("lineage", "train.model", "--json", code=0).json

@@ -341,7 +341,7 @@ def test_a_client_that_is_killed_takes_its_kernel_with_it(heavy):
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
+        env=CLEAN | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
     )
     pids = [int(p) for p in client.stdout.readline().split()]
     assert len(pids) == 3
