@@ -857,6 +857,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mlnb/pipeline/inspect.py')},
             'mlnb.pipeline.kernel_start': { 'mlnb.pipeline.kernel_start.load_ipython_extension': ( 'pipeline/kernel_start.html#load_ipython_extension',
                                                                                                    'mlnb/pipeline/kernel_start.py'),
+                                            'mlnb.pipeline.kernel_start.look_for_devices': ( 'pipeline/kernel_start.html#look_for_devices',
+                                                                                             'mlnb/pipeline/kernel_start.py'),
                                             'mlnb.pipeline.kernel_start.seed_everything': ( 'pipeline/kernel_start.html#seed_everything',
                                                                                             'mlnb/pipeline/kernel_start.py')},
             'mlnb.pipeline.kernels': { 'mlnb.pipeline.kernels.StageKernelClient': ( 'pipeline/kernels.html#stagekernelclient',
