@@ -125,7 +125,7 @@ def run_difference(
     names = list(dict.fromkeys([*order_of(first), *order_of(second)]))
     return [stage_difference(n, first["stages"].get(n), second["stages"].get(n), store) for n in names]
 
-# %% ../../nbs/tracking/42_differences.ipynb #6642f529
+# %% ../../nbs/tracking/42_differences.ipynb #36f99fa5
 LOOKS = {
     "same": Look("=", "#e8ecef", "#98a2ab", "the same in both runs"),
     "differs": Look("≠", "#fbd9b0", "#c26a00", "its own code, parameters, sources or packages differ"),
@@ -144,7 +144,7 @@ def difference_text(
     parts = []
     for d in shown:
         own = [r for r in d.reasons if r["part"] != "upstream"] or d.reasons
-        text = why_text(d.stage, own) if d.reasons else f"{d.stage}: {d.state.replace('first only', 'only in the first').replace('second only', 'only in the second')}"
+        text = why_text(d.stage, own) if d.reasons else f"{d.stage}: {LOOKS[d.state].meaning}"
         parts.append("\n".join([text, *(f"  {line}" for line in d.artifacts)]))
     same = [d.stage for d in found if d.state == "same"]
     return "\n\n".join(parts + ([f"the same: {', '.join(same)}"] if same else []))

@@ -58,22 +58,30 @@ def direction(
         if words & _LARGER: return "max"
     return ""
 
-# %% ../../nbs/tracking/40_tracked.ipynb #76ee3da9
+# %% ../../nbs/tracking/40_tracked.ipynb #15f57381
 _LONG = 60
 
+def _plain(value):
+    "A stored value as a person writes it: moments, odd floats and the names of secrets are kept in a wrapping of one key."
+    if not (isinstance(value, Mapping) and len(value) == 1 and next(iter(value)).startswith("$")): return value
+    (kind, inner), = value.items()
+    return float(inner) if kind == "$float" else inner
+
+# %% ../../nbs/tracking/40_tracked.ipynb #baec95c1
 def flat(
     value:object,      # JSON
     name:str="",       # of the value; the names of what is inside follow after a dot
     depth:int=2,       # dictionaries inside dictionaries
 ) -> dict[str, Any]:   # scalars by name
     "A JSON value as scalars."
+    value = _plain(value)
     if isinstance(value, Mapping) and value and len(value) <= 40 and depth:
         return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}" if name else str(key), depth - 1).items()}
     if value is None or isinstance(value, bool | int | float): return {name: value}
     text = value if isinstance(value, str) else canonical_json(value)
     return {name: text if len(text) <= _LONG else f"{text[:_LONG - 14]}… ({digest(text)[:8]})"}
 
-# %% ../../nbs/tracking/40_tracked.ipynb #d769581f
+# %% ../../nbs/tracking/40_tracked.ipynb #850ffbf1
 def _scrap_facts(stage, scraps):
     for name, scrap in scraps.items():
         place = f"{stage}.{name}"
@@ -86,17 +94,13 @@ def _scrap_facts(stage, scraps):
 def _stage_facts(stage, record):
     parts, resources = record.get("parts") or {}, record.get("resources") or {}
     for name, value in (record.get("parameters") or parts.get("parameters") or {}).items():
-        for full, scalar in flat(_plain(value), f"{stage}.{name}", 1).items(): yield Field(full, "parameter", stage), scalar
+        for full, scalar in flat(value, f"{stage}.{name}", 1).items(): yield Field(full, "parameter", stage), scalar
     yield from _scrap_facts(stage, record.get("scraps") or {})
     for source, content in (parts.get("sources") or {}).items(): yield Field(f"{stage}: {source}", "data", stage), str(content)[:8]
     if parts.get("code"): yield Field(f"{stage} (code)", "code", stage), digest(canonical_json([parts["code"], parts.get("modules", {})]))[:8]
     yield Field(f"{stage} (time)", "timing", stage, "", "s"), record.get("seconds") or None
     yield Field(f"{stage} (memory)", "resource", stage, "", "B"), resources.get("peak_memory_bytes")
     yield Field(f"{stage} (processor)", "resource", stage, "", "s"), resources.get("cpu_seconds")
-
-def _plain(value):
-    "A parameter as the notebook shows it: moments and the names of secrets are kept in a wrapping of one key."
-    return next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$") else value
 
 def _run_facts(data):
     for stage, record in data["stages"].items():
@@ -130,19 +134,19 @@ def run_row(
               {name: value for name, (_, value) in facts.items()}, str(folder))
     return row, {name: field for name, (field, _) in facts.items()}
 
-# %% ../../nbs/tracking/40_tracked.ipynb #dba40a2f
-def _summary_facts(summary):
-    for key, value in summary.items():
+# %% ../../nbs/tracking/40_tracked.ipynb #12c2909b
+def _summary_facts(run):
+    for key, value in run.summary.items():
         if key.startswith("_") or isinstance(value, Mapping) and "_type" in value: continue
         for name, scalar in flat(value, key).items():
             number = isinstance(scalar, int | float) and not isinstance(scalar, bool)
-            yield Field(name, "metric" if number else "scrap", "", direction(name) if number else ""), scalar
+            yield Field(name, "metric" if number else "scrap", "", (run.best.get(key) or direction(name)) if number else ""), scalar
 
 def _wandb_facts(run):
     for key, value in run.config.items():
         if key in ("_wandb", "mlnb"): continue
         for name, scalar in flat(value, key).items(): yield Field(name, "parameter", ""), scalar
-    yield from _summary_facts(run.summary)
+    yield from _summary_facts(run)
     for artifact in run.artifacts: yield Field(f"{artifact['name']} ({artifact['type']})", "data", ""), str(artifact["digest"])[:8]
     if run.commit: yield Field("(commit)", "environment", ""), run.commit[:10]
     if run.job_type: yield Field("(job type)", "environment", ""), run.job_type
