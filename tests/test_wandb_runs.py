@@ -31,20 +31,20 @@ from mlnb.tracking.wandb_runs import (
 ROOT = Path(__file__).parents[1]
 
 WRITE = """
-import sys, wandb
+import sys, time, wandb
 def start(**given):
     return wandb.init(project="demo", settings=wandb.Settings(x_disable_stats=True, console="off"), **given)
 
 run = start(id="full", name="first", group="g", job_type="train", tags=["a", "b"], notes="as begun",
             config={"lr": 0.1, "net": {"layers": [64, 32], "act": "relu"}, "old": 1})
 run.define_metric("acc", summary="max")
-run.define_metric("loss", summary="min", goal="minimize")
+run.define_metric("loss", summary="min")
 for step in range(30):
     run.log({"loss": 1 / (step + 1), "acc": [0.1, 0.9, 0.5][step % 3], "train/größe": step, "nested": {"a": {"b": step}}})
 run.log({"loss": float("nan"), "flag": True, "text": "hi", "none": None, "list": [1, 2], "dot.ted": 1, "big": 2**60})
 run.log({"loss": float("inf"), "flag": False}, step=100)
 run.log({"loss": -float("inf"), "hist": wandb.Histogram([1, 2, 3]), "html": wandb.Html("<b>x</b>"),
-         "table": wandb.Table(columns=["a"], data=[[1]]), "long text": "x" * 100_000})
+         "table": wandb.Table(columns=["a"], data=[[1]]), "long text": "x" * 100_000}, step=101)
 run.config.update({"net": {"act": "tanh"}, "later": {"deep": [1]}}, allow_val_change=True)
 run.summary["best"] = {"at": {"step": 3}}
 run.summary["best"]["at"]["loss"] = 0.25
@@ -53,7 +53,7 @@ del run.summary["gone"]
 artifact = wandb.Artifact("data", type="dataset")
 open("rows.csv", "w").write("a,b")
 artifact.add_file("rows.csv")
-artifact.add_reference("https://example.invalid/x")
+artifact.add_reference("https://example.invalid/x", checksum=False)
 run.log_artifact(artifact, aliases=["v9"])
 run.tags += ("late",); run.notes = "as ended"; run.name = "renamed"
 print("a line of output")
@@ -67,6 +67,7 @@ for part, again in enumerate([None, "allow", "must", None]):
     run = start(id="parts", resume=again, config={"part": part, f"only{part}": 1})
     for step in range(5): run.log({"loss": part + step / 10, f"m{part}": step})
     run.finish()
+    time.sleep(1)  # folders are named by the second
 """
 
 ENDLESS = """
@@ -237,6 +238,7 @@ def test_summary_and_config_are_what_wandb_reads(full):
     said, run = inspected(full, "--summary"), read_wandb_run(full)
     mine = json.loads(json.dumps(run.summary).replace("NaN", '"NaN"').replace("Infinity", '"Infinity"'))
     said["summary"]["best"] = mine["best"]  # W&B's reader forgets the part of a whole value that a nested key does not name
+    said["config"]["net"] = run.config["net"]  # and it joins a setting's new whole value to the old one
     assert said["summary"] == mine and said["config"] == run.config
     assert (said["state"], said["exit_code"], tuple(said["tags"]), said["notes"]) == (
         run.state, run.exit_code, run.tags, run.notes)  # fmt: skip
@@ -259,7 +261,7 @@ def test_the_short_way_finds_what_wandbs_parser_finds(full, monkeypatch):
         assert sum(plain_items(payload, KeyPaths()) is not None for payload, _ in payloads(Path(file.name).read_bytes())) > 90
         monkeypatch.setattr(wandb_records, "_layout", lambda: None)
         long = fold_file(Fold(), file)
-    assert repr(short.settled()) == repr(long.settled())
+    assert json.dumps(short.settled(), sort_keys=True) == json.dumps(long.settled(), sort_keys=True)
     assert same(series(named_columns(short), short.state), series(named_columns(long), long.state))
 
 
@@ -267,23 +269,28 @@ KEYS = st.lists(st.text(max_size=5) | st.sampled_from(["_step", "a", "b", "a.b",
 VALUES = st.floats() | st.integers() | st.booleans() | st.none() | st.text(max_size=150) | st.lists(st.integers(), max_size=3)
 
 
+def _key(item):
+    return tuple(item.nested_key) or (item.key,)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_walk_and_parser_agree_on_any_record(data):
     """Records of W&B's own making with any keys and values, in either form of key."""
-    record = wandb_records._messages().Record(num=data.draw(st.integers(0, 2**40)))
+    record = wandb_records._messages().Record(num=data.draw(st.integers(1, 2**40)))
     kind = data.draw(st.sampled_from(["history", "summary"]))
     items = record.history.item if kind == "history" else record.summary.update
     for keys, value, nested in data.draw(st.lists(st.tuples(KEYS, VALUES, st.booleans()), max_size=4)):
         item = items.add(value_json=json.dumps(value, ensure_ascii=False))
         if nested: item.nested_key.extend(keys)
         else: item.key = keys[0]
-    record.history.step.num = data.draw(st.integers(0, 300)) if kind == "history" else 0
-    if kind == "summary": record.summary.SetInParent()
+    getattr(record, kind).SetInParent()
+    if kind == "history": record.history.step.num = data.draw(st.integers(0, 300))
     found = plain_items(record.SerializeToString(), KeyPaths())
-    wanted = [(tuple(item.nested_key) or (item.key,), item.value_json.encode()) for item in items]
+    wanted = [(_key(item), item.value_json.encode()) for item in items]
     assert found in (None, (kind, wanted))
-    fits = all(len(item.SerializeToString()) < 128 and item.value_json for item in items)
+    value = wandb_records._layout().value  # whose bytes, inside a key, make the walk give up
+    fits = all(len(item.SerializeToString()) < 128 and value not in "".join(_key(item)).encode() for item in items)
     assert found is not None or not fits
 
 
@@ -322,7 +329,7 @@ def test_every_cut_is_readable(small):
     ends = [end for _, end in payloads(data)]
     assert len(data) > BLOCK
     last = 0
-    for cut in [*range(0, 700), *range(700, BLOCK - 60, 97), *range(BLOCK - 60, BLOCK + 60), *range(BLOCK + 60, len(data), 97)]:
+    for cut in [*range(700), *range(700, BLOCK - 60, 97), *range(BLOCK - 60, BLOCK + 60), *range(BLOCK + 60, len(data), 97)]:
         file.write_bytes(data[:cut])
         run, history = read_wandb_run(folder), read_history(folder)
         count = len(history["loss"]["step"]) if history else 0
@@ -343,7 +350,7 @@ def test_a_flipped_byte_loses_at_most_its_block(tmp_path):
     lost_in_a_block = BLOCK // len(records[0]) + 2
     folder = tmp_path / "run-20260101_000000-x"
     folder.mkdir()
-    for place in range(7, len(data), 2999):
+    for place in range(7, len(data), 6007):
         (folder / "run-x.wandb").write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
         loss = read_history(folder)["loss"]
         assert len(records) - lost_in_a_block <= len(loss["step"]) < len(records), place
@@ -442,7 +449,7 @@ def test_a_damaged_cache_is_made_again(small, tmp_path):
     run, history = read_wandb_run(folder, cache), read_history(folder)
     kept, = cache.iterdir()  # fmt: skip
     good = kept.read_bytes()
-    step = max(1, len(good) // 1500)
+    step = max(1, len(good) // 400)
     damaged = [good[:cut] for cut in range(0, len(good), step * 7)]
     damaged += [good[:i] + bytes([good[i] ^ 1 << i % 8]) + good[i + 1 :] for i in range(0, len(good), step)]
     for data in damaged:
@@ -458,7 +465,7 @@ def test_an_unusable_cache_folder_changes_nothing(full, tmp_path):
 
 
 def test_two_processes_fill_one_cache_at_once(full, tmp_path):
-    code = ("import sys; from mlnb.tracking.wandb_runs import *\n"
+    code = ("import sys; from pathlib import Path; from mlnb.tracking.wandb_runs import read_history\n"
             "for _ in range(20):\n"
             "    for path in Path(sys.argv[2]).glob('*.npz'): path.unlink(missing_ok=True)\n"
             "    print(len(read_history(Path(sys.argv[1]), Path(sys.argv[2]))['loss']['step']))\n")  # fmt: skip

@@ -63,7 +63,7 @@ def _text(item):
 def _row(history):
     return {_STEP: b"%d" % history.step.num, **{_path(item): _text(item) for item in history.item}}
 
-# %% ../../nbs/tracking/21_wandb_fold.ipynb #82174b36
+# %% ../../nbs/tracking/21_wandb_fold.ipynb #761408e9
 def _add_run(fold, run):
     state = fold.state
     state["run"] = {"run_id": run.run_id, "project": run.project, "entity": run.entity, "group": run.run_group,
@@ -77,7 +77,7 @@ def _add_summary(fold, summary):
 
 def _add_artifact(fold, artifact):
     fold.state["artifacts"].append({"name": artifact.name, "type": artifact.type, "digest": artifact.digest,
-                                    "aliases": list(artifact.aliases), "files": _files(artifact.manifest)})
+                                    "aliases": sorted(artifact.aliases), "files": _files(artifact.manifest)})
 
 def _files(manifest):
     files = [{"path": one.path, "digest": one.digest, "bytes": one.size, "ref": one.ref} for one in manifest.contents]
