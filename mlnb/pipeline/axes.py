@@ -78,7 +78,7 @@ def point_label(
     words = [f"{name}={value if isinstance(value, str) else canonical_json(value)}" for name, value in point.values.items()]
     return ", ".join([*words, *([f"repeat {point.repeat}"] if point.repeats > 1 else [])]) or "as it is"
 
-# %% ../../nbs/pipeline/91_axes.ipynb #62af1404
+# %% ../../nbs/pipeline/91_axes.ipynb #a3940750
 def _axis(item, stages):
     "The values of one `--grid`, each as ({name: value}, given)."
     key, equals, text = item.partition("=")
@@ -98,7 +98,8 @@ def _axes(grid, stages):
         try: axis = _axis(item, stages)
         except MlnbError as e: mistakes.append(e)
         else:
-            if twice := seen & set(axis[0][0]): mistakes.append(ParameterError(f"two axes for {', '.join(sorted(twice))}", cure="write its values in one --grid"))
+            twice = ", ".join(sorted(seen & set(axis[0][0])))
+            if twice: mistakes.append(ParameterError(f"two axes for {twice}", cure="write its values in one --grid"))
             seen |= set(axis[0][0]); axes.append(axis)
     if mistakes: raise all_in_one(mistakes)
     return axes
@@ -127,7 +128,7 @@ def _seed_parameter(stage):
     found = next((p for p in stage.parameters if p.name == "seed" and not p.secret), None)
     return found is not None and (type(found.default) is int or (found.required and found.kind.name == "int"))
 
-# %% ../../nbs/pipeline/91_axes.ipynb #36033a97
+# %% ../../nbs/pipeline/91_axes.ipynb #a1d92eac
 def seeded_stages(
     stages:dict[str, Stage],    # of the pipeline
     seed_of:Iterable[str]=(),   # names; none: all that have a parameter `seed`
@@ -138,7 +139,8 @@ def seeded_stages(
         if name not in stages:
             import difflib
             near = difflib.get_close_matches(name, stages, 1)
-            raise ParameterError(f"no stage '{name}'", where="--seed-of", expected="one of: " + ", ".join(stages), cure=f"did you mean '{near[0]}'?" if near else "")
+            raise ParameterError(f"no stage '{name}'", where="--seed-of", expected="one of: " + ", ".join(stages),
+                                 cure=f"did you mean '{near[0]}'?" if near else "")
     having = [n for n in named or stages if _seed_parameter(stages[n])]
     return having, [n for n in named or ([] if having else stages) if n not in having]
 
@@ -151,7 +153,9 @@ def reseed(
     "Give a repeated point its seeds."
     if point.repeats == 1: return point
     clash = [f"{name}.seed" for name in where[0] if f"{name}.seed" in point.values]
-    if clash: raise ParameterError(f"{', '.join(clash)} is an axis and would be counted up by --repeat too", cure="use one of the two, or --seed-of another stage")
+    if clash:
+        raise ParameterError(f"{', '.join(clash)} is an axis and would be counted up by --repeat too",
+                             cure="use one of the two, or --seed-of another stage")
     own = {f"{name}.seed": values[name]["seed"] + point.repeat - 1 for name in where[0]}
     return point._replace(seeds=own | {name: seed + point.repeat - 1 for name in where[1]},
                           given=point.given + tuple(f"{name}={value}" for name, value in own.items()))
