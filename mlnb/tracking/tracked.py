@@ -67,7 +67,7 @@ def _plain(value):
     (kind, inner), = value.items()
     return float(inner) if kind == "$float" else inner
 
-# %% ../../nbs/tracking/40_tracked.ipynb #baec95c1
+# %% ../../nbs/tracking/40_tracked.ipynb #820bf4f3
 def flat(
     value:object,      # JSON
     name:str="",       # of the value; the names of what is inside follow after a dot
@@ -78,10 +78,10 @@ def flat(
     if isinstance(value, Mapping) and value and len(value) <= 40 and depth:
         return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}" if name else str(key), depth - 1).items()}
     if value is None or isinstance(value, bool | int | float): return {name: value}
-    text = value if isinstance(value, str) else canonical_json(value)
+    text = " ".join((value if isinstance(value, str) else canonical_json(value)).split())
     return {name: text if len(text) <= _LONG else f"{text[:_LONG - 14]}… ({digest(text)[:8]})"}
 
-# %% ../../nbs/tracking/40_tracked.ipynb #850ffbf1
+# %% ../../nbs/tracking/40_tracked.ipynb #941f7555
 def _scrap_facts(stage, scraps):
     for name, scrap in scraps.items():
         place = f"{stage}.{name}"
@@ -113,7 +113,15 @@ def _run_facts(data):
     if git: yield Field("(commit)", "environment", ""), git["commit"][:10] + (" and changes" if git.get("dirty") else "")
     yield Field("(total time)", "timing", "", "", "s"), data.get("seconds")
 
-# %% ../../nbs/tracking/40_tracked.ipynb #b3f2c84b
+def _named(pairs):
+    "Facts by the name of their field; where a result is named like a parameter, the later one gets its kind as well."
+    facts: dict[str, tuple] = {}
+    for field, value in pairs:
+        if field.name in facts and facts[field.name][0].kind != field.kind: field = field._replace(name=f"{field.name} ({field.kind})")
+        if value is not None: facts[field.name] = (field, value)
+    return facts
+
+# %% ../../nbs/tracking/40_tracked.ipynb #fdfda38f
 def seconds_of(
     moment:str|None,  # "2026-11-20T23:15:02Z"
 ) -> float|None:      # s since 1970
@@ -127,7 +135,7 @@ def run_row(
     note:Any=None,                 # its `notes.Note`
 ) -> tuple[Row, dict[str, Field]]: # the row and its fields by name
     "A pipeline run as a row."
-    facts = {field.name: (field, value) for field, value in _run_facts(data) if value is not None}
+    facts = _named(_run_facts(data))
     label = data["run"] + (f" ({note.note.splitlines()[0][:30]})" if note and note.note else "")
     row = Row(data["run"], label, "mlnb", data["status"], seconds_of(data.get("started")), data.get("seconds"), data.get("pipeline", ""),
               tuple(note.tags) if note else (), bool(note and note.star), note.note if note else "",
@@ -152,16 +160,13 @@ def _wandb_facts(run):
     if run.job_type: yield Field("(job type)", "environment", ""), run.job_type
     if run.seconds is not None: yield Field("(total time)", "timing", "", "", "s"), round(run.seconds, 1)
 
-# %% ../../nbs/tracking/40_tracked.ipynb #3af30a51
+# %% ../../nbs/tracking/40_tracked.ipynb #f131e256
 def wandb_row(
     run:Any,              # a `wandb_runs.WandbRun`
     source:str="wandb",   # or "server"
 ) -> tuple[Row, dict[str, Field]]: # the row and its fields by name
     "A W&B run as a row."
-    facts = {}
-    for field, value in _wandb_facts(run):
-        name = field.name if field.name not in facts else f"{field.name} ({field.kind})"
-        if value is not None: facts[name] = (field._replace(name=name), value)
+    facts = _named(_wandb_facts(run))
     label = run.name or run.run_id
     row = Row(run.run_id, label if label == run.run_id else f"{label} ({run.run_id})", source, run.state, run.started, run.seconds, run.project,
               tuple(run.tags), False, run.notes, {name: value for name, (_, value) in facts.items()}, str(run.folder or ""))
