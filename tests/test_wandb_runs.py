@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mlnb.errors import MlnbError
 from mlnb.tracking import wandb_records, wandb_runs
-from mlnb.tracking.wandb_fold import Fold, fold_file, named_columns, series
+from mlnb.tracking.wandb_fold import Fold, drop, fold_file, named_columns, put, series
 from mlnb.tracking.wandb_records import BLOCK, START, KeyPaths, TrackingError, parse_record, plain_items, read_payloads
 from mlnb.tracking.wandb_runs import (
     find_wandb_runs,
@@ -292,6 +292,24 @@ def test_walk_and_parser_agree_on_any_record(data):
     value = wandb_records._layout().value  # whose bytes, inside a key, make the walk give up
     fits = all(len(item.SerializeToString()) < 128 and value not in "".join(_key(item)).encode() for item in items)
     assert found is not None or not fits
+
+
+PATHS = st.sampled_from([("a",), ("a", "b"), ("a", "b", "c"), ("d",)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(PATHS, st.sampled_from(["1", "2", '{"b": 3}', '{"b": {"c": 4}, "e": 5}']), st.booleans()), max_size=8))
+def test_the_latest_value_wins_whether_whole_or_part(changes):
+    """The short way keeps the latest text of each path; the other one changes the tree each time."""
+    fold, tree = Fold(), {}
+    for path, text, removed in changes:
+        record = wandb_records._messages().Record(num=1)
+        record.summary.update.add(nested_key=path, value_json=text)
+        if removed: record.summary.remove.add(nested_key=path[:-1] or ("d",))
+        assert fold.add(record.SerializeToString())
+        put(tree, path, json.loads(text))
+        if removed: drop(tree, path[:-1] or ("d",))
+    assert fold.settled()["summary"] == tree
 
 
 def test_typed_values_and_missing_steps_are_read():

@@ -46,11 +46,11 @@ def _apply(tree, record):
     for item in record.update: put(tree, _path(item), _value(item.value_json))
     for item in record.remove: drop(tree, _path(item))
 
-# %% ../../nbs/tracking/21_wandb_fold.ipynb #5b6c8be7
+# %% ../../nbs/tracking/21_wandb_fold.ipynb #9f2b89d7
 class Column(NamedTuple):
     "The numbers logged under one name."
-    rows:Sequence    # int64; the row of the history that each number is from
-    values:Sequence  # float64
+    rows:Any    # array or numpy array, int64; the row of the history that each number is from
+    values:Any  # the same of float64
 
 # %% ../../nbs/tracking/21_wandb_fold.ipynb #71568206
 _STEP, _RUNTIME = ("_step",), ("_runtime",)
@@ -63,7 +63,7 @@ def _text(item):
 def _row(history):
     return {_STEP: b"%d" % history.step.num, **{_path(item): _text(item) for item in history.item}}
 
-# %% ../../nbs/tracking/21_wandb_fold.ipynb #761408e9
+# %% ../../nbs/tracking/21_wandb_fold.ipynb #fd73f550
 def _add_run(fold, run):
     state = fold.state
     state["run"] = {"run_id": run.run_id, "project": run.project, "entity": run.entity, "group": run.run_group,
@@ -84,10 +84,11 @@ def _files(manifest):
     if not manifest.manifest_file_path: return files
     import gzip
     try:
-        with gzip.open(manifest.manifest_file_path, "rt", encoding="utf-8") as lines: entries = [json.loads(line) for line in lines]
+        with gzip.open(manifest.manifest_file_path, "rt", encoding="utf-8") as lines:
+            entries = [json.loads(line) for line in lines]
     except (OSError, EOFError, ValueError): return files
-    return files + [{"path": one["path"], "digest": one["digest"], "bytes": one.get("size", 0), "ref": one.get("ref", "")}
-                    for one in entries]
+    return [{"path": one["path"], "digest": one["digest"], "bytes": one.get("size", 0), "ref": one.get("ref", "")}
+            for one in entries]
 
 def _add_metric(fold, metric):
     goal = {metric.GOAL_MAXIMIZE: "max", metric.GOAL_MINIMIZE: "min"}.get(metric.goal, "")
@@ -107,7 +108,7 @@ _ADDERS = {
     "exit": lambda fold, end: fold.state.update(exit={"code": end.exit_code, "seconds": end.runtime}),
 }  # kind of record -> what it changes; console output, system statistics and W&B's telemetry change nothing
 
-# %% ../../nbs/tracking/21_wandb_fold.ipynb #db31582d
+# %% ../../nbs/tracking/21_wandb_fold.ipynb #64eb4025
 class Fold:
     "Everything the records of a run have said so far."
 
@@ -117,7 +118,8 @@ class Fold:
         columns:Mapping[str, Column]|None=None,  # as `named_columns` gave them
     ):
         self.state = state or copy.deepcopy(EMPTY)
-        self.columns = {(name,): Column(array("q", rows), array("d", values)) for name, (rows, values) in (columns or {}).items()}
+        self.columns:dict[tuple[str, ...], Column] = {
+            (name,): Column(array("q", rows), array("d", values)) for name, (rows, values) in (columns or {}).items()}
         self.paths, self.latest = KeyPaths(), {}
 
     def add(self, payload:bytes) -> bool:
@@ -168,8 +170,9 @@ class Fold:
         if _RUNTIME in self.columns: self.state["seconds"] = self.columns[_RUNTIME].values[-1]
         return self.state
 
-# %% ../../nbs/tracking/21_wandb_fold.ipynb #9fd10ff0
-EMPTY = {"run": {}, "config": {}, "summary": {}, "exit": None, "commit": "", "artifacts": [], "used": [], "best": {},
+# %% ../../nbs/tracking/21_wandb_fold.ipynb #9f1bb84f
+EMPTY:dict[str, Any] = {"run": {}, "config": {}, "summary": {}, "exit": None, "commit": "",
+         "artifacts": [], "used": [], "best": {},
          "texts": [], "media": [], "rows": 0, "seconds": None,  # of the history so far: rows, and when the last came
          "end": HEADER.size, "damaged": False, "torn": False}   # "end": offset behind the last whole record
 
@@ -203,11 +206,11 @@ def named_columns(
         found[name] = Column(rows[order], values[order])
     return found
 
-# %% ../../nbs/tracking/21_wandb_fold.ipynb #ce8afa30
+# %% ../../nbs/tracking/21_wandb_fold.ipynb #e74f7999
 def series(
     columns:Mapping[str, Column],  # as `named_columns` gave them
     state:Mapping,                 # the fold's state
-) -> dict[str, dict[str, Any]]:    # by metric: "step" (int64), "value" (float64) and "time" (float64, s since the epoch or NaN)
+) -> dict[str, dict[str, Any]]:    # by metric: "step" (int64), "value", "time" (float64; s since the epoch or NaN)
     "The metrics of a run as numpy arrays, by name, without what belongs to tables, images and the like."
     import numpy as np
     empty = Column((), ())
@@ -222,6 +225,6 @@ def series(
     found = {}
     for name, (rows, values) in sorted(columns.items()):
         if name in ("_step", "_timestamp", "_runtime") or name.startswith(below): continue
-        everywhere = len(rows) == len(steps)
-        found[name] = {"step": steps if everywhere else steps[rows], "value": values, "time": times if everywhere else times[rows]}
+        step, time = (steps, times) if len(rows) == len(steps) else (steps[rows], times[rows])
+        found[name] = {"step": step, "value": values, "time": time}
     return found

@@ -26,7 +26,7 @@ CHUNK = struct.Struct("<LHB")           # before each chunk: CRC-32 of kind and 
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4  # kinds: a whole record, or a part of one
 START = HEADER.pack(b":W&B", 0xBEE1, 0)  # the only header there has been so far
 
-# %% ../../nbs/tracking/20_wandb_records.ipynb #1371a4e2
+# %% ../../nbs/tracking/20_wandb_records.ipynb #4ac7a635
 def check_start(
     head:bytes,    # the first seven bytes of a file, or what there is of them
     where:str="",  # the file, for the message
@@ -36,7 +36,8 @@ def check_start(
     if head.startswith(START[:6]):
         raise TrackingError("this W&B file is of a newer format", where=where, got=f"version {head[6]}",
                             expected="version 0", cure="update mlnb")
-    raise TrackingError("not a W&B run file", where=where, got=head[:HEADER.size], expected=f"a file that begins with {START!r}")
+    raise TrackingError("not a W&B run file", where=where, got=head[:HEADER.size],
+                        expected=f"a file that begins with {START!r}")
 
 # %% ../../nbs/tracking/20_wandb_records.ipynb #23b54711
 _SEEDS = [zlib.crc32(bytes([kind])) for kind in range(LAST + 1)]
@@ -105,7 +106,7 @@ class Layout(NamedTuple):
     value:bytes            # of an item's value
     step:int               # of the step, after a history record's items
 
-# %% ../../nbs/tracking/20_wandb_records.ipynb #580403e2
+# %% ../../nbs/tracking/20_wandb_records.ipynb #fb62182d
 def _tag(message, name, wire=2):
     number = message.fields_by_name[name].number << 3 | wire
     parts = []
@@ -127,8 +128,9 @@ def _layout() -> Layout|None:
                   _tag(summary, "update"), _tag(history, "step")]
     except KeyError: return None
     num, rows, latest, item, update, step = [tag[0] for tag in single]
-    fits = (keys, value, item) == (other_keys, other_value, update) and {len(tag) for tag in single} == {1}
-    return Layout(num, {rows: "history", latest: "summary"}, item, keys, value, step) if fits and len(keys) == 2 else None
+    same = (keys, value, item) == (other_keys, other_value, update)
+    if not same or len(keys) != 2 or {len(tag) for tag in single} != {1}: return None
+    return Layout(num, {rows: "history", latest: "summary"}, item, keys, value, step)
 
 # %% ../../nbs/tracking/20_wandb_records.ipynb #a95efc09
 class KeyPaths(dict):

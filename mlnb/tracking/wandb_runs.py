@@ -99,7 +99,7 @@ def _to_bytes(mark, fold):
     np.savez(file, **arrays)
     return file.getvalue()
 
-# %% ../../nbs/tracking/22_wandb_runs.ipynb #4d31ea2e
+# %% ../../nbs/tracking/22_wandb_runs.ipynb #5416e219
 def _from_file(file, history):
     "(mark, state, columns or None) of an open cache file; raises all kinds of errors when it is damaged."
     import numpy as np
@@ -109,8 +109,8 @@ def _from_file(file, history):
         state, columns = head["state"], {}
         for number, name in enumerate(head["names"] if history else ()):
             rows = arrays[f"rows{number}"] if f"rows{number}" in arrays.files else np.arange(state["rows"])
-            columns[name] = Column(rows, values := arrays[f"values{number}"])
-            if rows.shape != values.shape or rows.ndim != 1 or len(rows) and rows[-1] >= state["rows"]: raise ValueError(name)
+            columns[name] = Column(rows, arrays[f"values{number}"])
+            if rows.ndim != 1 or rows.shape != columns[name].values.shape: raise ValueError(name)
     return head["mark"], state, columns
 
 def _kept(cache, path, history=True):
@@ -172,12 +172,12 @@ def _run(folder, state):
         tuple(state["artifacts"]), tuple(state["used"]), state["torn"], run.get("resume", False), state["best"],
         tuple(sorted(others)))
 
-# %% ../../nbs/tracking/22_wandb_runs.ipynb #5b90d543
+# %% ../../nbs/tracking/22_wandb_runs.ipynb #295a841a
 def read_wandb_run(
     folder:Path,           # a run's folder, with its `run-ID.wandb`
     cache:Path|None=None,  # folder for what was parsed; None: parse it every time
 ) -> WandbRun:
-    "Read a W&B run, as far as it was written; raises `TrackingError` when it is none, or of a format that is not known."
+    "Read a W&B run, as far as it was written; raises `TrackingError` when it is none, or of an unknown format."
     return _run(Path(folder), _read(folder, cache, history=False)[0])
 
 def read_history(
@@ -188,7 +188,7 @@ def read_history(
     state, columns = _read(folder, cache, history=True)
     return series(columns, state)
 
-# %% ../../nbs/tracking/22_wandb_runs.ipynb #af92ea60
+# %% ../../nbs/tracking/22_wandb_runs.ipynb #b941e8d4
 def run_parts(
     folders:Iterable[Path],   # run folders, as found
 ) -> dict[str, list[Path]]:   # by run id, in the order of `folders`: its folders, oldest first
@@ -203,13 +203,15 @@ def merge_runs(
     "One run from its parts, the way `wandb sync` puts them together."
     runs = sorted(runs, key=lambda run: run.started)
     latest = runs[-1]
-    kept = {name: next((value for run in reversed(runs) if (value := getattr(run, name))), getattr(latest, name))
-            for name in ("project", "entity", "group", "job_type", "name", "tags", "notes", "commit")}
-    laid = {name: {key: value for run in runs for key, value in getattr(run, name).items()}
-            for name in ("config", "summary", "best")}
-    added = {name: tuple(one for run in runs for one in getattr(run, name)) for name in ("artifacts", "used")}
+    def last_said(name): return next((said for run in reversed(runs) if (said := getattr(run, name))), "")
+    changed:dict[str, Any] = {name: last_said(name) for name in (
+        "project", "entity", "group", "job_type", "name", "notes", "commit")}
+    changed["tags"] = last_said("tags") or ()
+    changed |= {name: {key: value for run in runs for key, value in getattr(run, name).items()}
+                for name in ("config", "summary", "best")}
+    changed |= {name: tuple(one for run in runs for one in getattr(run, name)) for name in ("artifacts", "used")}
     seconds = [run.seconds for run in runs if run.seconds is not None]
-    return latest._replace(**kept, **laid, **added, started=runs[0].started, seconds=sum(seconds) if seconds else None,
+    return latest._replace(**changed, started=runs[0].started, seconds=sum(seconds) if seconds else None,
                            torn=any(run.torn for run in runs), resume=runs[0].resume,
                            others=tuple(sorted({name for run in runs for name in run.others})))
 
