@@ -5,250 +5,154 @@
 # %% auto #0
 __all__ = ['run_table']
 
-# %% ../../nbs/tracking/52_table.ipynb #602204c5
-import json
+# %% ../../nbs/tracking/52_table.ipynb #fc139efc
 from collections.abc import Sequence
-from .design import STATES, badge, data, script, shown, style, text
+from .cells import CELLS_SCRIPT, CELLS_STYLE
+from .markup import badge, data, script, shown, text
 from .grid import GRID_SCRIPT, differing, is_numeric, runs_data
 
-# %% ../../nbs/tracking/52_table.ipynb #3bbd1460
-_LOOKS = """
-.grid{position:relative}.grid .panel{border:1px solid var(--line);border-radius:8px;padding:.75rem 1rem;margin:.5rem 0;background:var(--raised)}
-.grid .kinds{columns:15rem;column-gap:1.5rem}.grid .kinds fieldset{border:0;padding:0;margin:0 0 .75rem;break-inside:avoid}
-.grid .kinds legend{font-weight:600;padding:0}.grid .kinds label{display:flex;gap:.375rem;font-size:.875rem;align-items:baseline}
-.grid .window{overflow:auto;max-height:min(72vh,60rem);border:1px solid var(--line);border-radius:8px;overscroll-behavior-x:contain}
-.grid table{border-collapse:separate;border-spacing:0;table-layout:fixed;font-variant-numeric:tabular-nums;font-size:.875rem;width:max-content;min-width:100%}
-.grid th,.grid td{height:2.125rem;padding:0 .625rem;text-align:left;font-weight:400;white-space:nowrap;overflow:hidden;text-overflow:ellipsis;
-  border-bottom:1px solid var(--line);background:var(--page);overflow-wrap:normal}
-.grid .n{text-align:right}.grid thead{position:sticky;top:0;z-index:2}.grid thead th,.grid thead td{background:var(--raised)}
-.grid .first{position:sticky;left:0;z-index:1;border-right:1px solid var(--line)}.grid thead .first{z-index:3}
-.grid .kind{height:1.5rem;font-size:.75rem;color:var(--soft);border-bottom:0;border-left:1px solid var(--line)}.grid .head{height:2.75rem;padding:0 .125rem}
-.grid .head button{border:0;background:none;width:100%;text-align:inherit;padding:.125rem .5rem;line-height:1.2;min-height:2.625rem;overflow:hidden;text-overflow:ellipsis}
-.grid .head small{display:block;font-size:.75rem;color:var(--soft);overflow:hidden;text-overflow:ellipsis}.grid .head b{font-weight:600}
-.grid .filter{height:2.375rem;padding:0 .25rem}.grid .filter input{width:100%;min-height:1.75rem;padding:0 .375rem;font-size:.8125rem}
-.grid tbody tr:hover>*,.grid tr.chosen>*{background:var(--wash)}.grid tr.base>*{background:var(--raised);border-bottom:2px solid var(--accent)}
-.grid tr.group>*{background:var(--raised);font-weight:600}.grid .who{display:flex;align-items:center;gap:.4375rem}
-.grid .who span.name{overflow:hidden;text-overflow:ellipsis;flex:1}.grid .who input{margin:0;flex:none}
-.grid .swatch{flex:none;width:.75rem;height:.75rem;border-radius:3px;border:1px solid var(--line)}
-.grid .who button{flex:none;border:0;background:none;padding:0 .25rem;min-height:1.5rem;color:var(--soft);opacity:.75}
-.grid .who button[aria-pressed=true]{color:var(--accent);opacity:1}.grid .missing{color:var(--soft)}
-.grid .delta{margin-left:.5rem;font-size:.8125rem;color:var(--soft)}.grid .delta.good{color:var(--good)}.grid .delta.bad{color:var(--bad)}
-.grid .best{font-weight:700;background:var(--mark);border-radius:4px;padding:.0625rem .375rem}
-.grid .near{text-decoration:underline dotted;text-underline-offset:3px}.grid .pill{font-size:.75rem;font-weight:500;margin-right:.375rem;color:var(--soft)}
-.grid .other{background:var(--mark)}.grid td.gap{height:auto;padding:0;border:0}.grid .side{font-weight:500}.grid tr.part>*{background:var(--raised);font-weight:600;position:sticky;left:0}
-@media (max-width:40rem){.grid .window{max-height:80vh}.grid .bar input[type=search]{flex:1 1 100%}}
-@media print{.grid .window{max-height:none;overflow:visible;border:0}.grid table{font-size:7pt;table-layout:auto;width:100%}.grid th,.grid td{height:auto;padding:.125rem .375rem;
-  white-space:normal;position:static!important}.grid .who input,.grid .who button,.grid .filters{display:none}.grid .head button{padding:0;min-height:0}.grid thead{position:static}}
-"""
-
-# %% ../../nbs/tracking/52_table.ipynb #25c6c996
-_CELLS = r"""
-(() => {
-  "use strict";
-  const mlnb = window.mlnb, {el} = mlnb;
-  const signed = (v, unit) => (v > 0 ? "+" : v < 0 ? "−" : "±") + mlnb.shown(Math.abs(v), unit);
-  mlnb.deltaOf = (grid, column, value, other, half) => {
-    if (!Number.isFinite(value) || !Number.isFinite(other) || value === other) return null;
-    const by = value - other, noise = Math.max(grid.noise[column.key] || 0, half || 0), inside = Math.abs(by) < noise;
-    const better = column.best ? (column.best === "max") === (by > 0) : null;
-    const mark = inside ? "≈" : better === null ? "" : better ? "▲" : "▼", tone = inside || better === null ? "" : better ? " good" : " bad";
-    const told = inside ? "inside the noise" : better === null ? "differs" : better ? "better" : "worse";
-    return el("span", {className: "delta" + tone, title: `${told}: ${signed(by, column.unit)} against the baseline` + (noise ? `, noise ± ${mlnb.number(noise, 2)}` : "")},
-      `${mark}${mark && " "}${signed(by, column.unit)}`);
-  };
-  const marked = (view, column, key, words) => {
-    const best = view.best.get(column.key);
-    if (!best) return words;
-    if (best.first === key) return [best.noisy ? el("span", {className: "pill"}, "inside the noise") : "", el("span", {className: "best",
-      title: best.noisy ? `best of what is shown, but not beyond the noise: ${best.near.size} more within it` : "best of what is shown"}, words)];
-    return best.near.has(key) ? el("span", {className: "near", title: "no worse than the best, as far as the noise lets one tell"}, words) : words;
-  };
-  mlnb.cellOf = (grid, view, column, item) => {
-    const numeric = column.numeric && !column.show, base = view.baseline;
-    const td = el("td", {className: numeric ? "n" : ""});
-    if (item.group) {
-      const sum = item.group.sum(column);
-      td.append(...[marked(view, column, item.key, sum.text)].flat(), (base >= 0 && numeric && mlnb.deltaOf(grid, column, sum.mean, column.number(base), sum.half)) || "");
-      return td;
-    }
-    const i = item.row, words = column.text(i), full = column.values[i];
-    if (words === "") td.append(el("span", {className: "missing", title: "no value"}, "–"));
-    else if (column.key === "run:status") td.append(badge(words));
-    else td.append(...[marked(view, column, item.key, words)].flat());
-    if (base >= 0 && i !== base && numeric) td.append(mlnb.deltaOf(grid, column, column.number(i), column.number(base)) || "");
-    if (base >= 0 && i !== base && !numeric && column.kind !== "run" && full !== column.values[base]) { td.classList.add("other"); td.prepend("≠ "); }
-    if (typeof full === "string" && full.length > 9) td.title = full;
-    return td;
-  };
-  const badge = state => { const [mark, tone] = mlnb.states[state] || ["·", "quiet"]; return el("span", {className: "badge " + tone}, `${mark} ${state}`); };
-  mlnb.whoOf = (table, item, choose) => {
-    const grid = table.grid;
-    if (item.group) return el("button", {type: "button", ariaExpanded: String(grid.asked.o.includes(item.group.name)), on: {click: () => table.open(item.group.name)}},
-      `${grid.asked.o.includes(item.group.name) ? "▾" : "▸"} ${item.group.name || "(empty)"} `, el("span", {className: "soft"}, `${item.group.rows.length} run${item.group.rows.length === 1 ? "" : "s"}`));
-    const id = grid.ids[item.row], fact = grid.data.rows[item.row], colour = grid.colours.get(id), base = grid.asked.b === id;
-    return el("div", {className: "who"}, choose && el("input", {type: "checkbox", checked: grid.asked.k.includes(id), ariaLabel: `Choose ${fact[1]}`, on: {change: () => table.pick(id)}}),
-      el("span", {className: "swatch", style: colour === undefined ? "" : `background:var(--s${colour})`}), fact[8] && el("span", {title: "starred"}, "★"),
-      el("span", {className: "name", title: [fact[1], id, fact[9]].filter(Boolean).join("\n")}, fact[1]),
-      el("button", {type: "button", ariaPressed: String(base), title: base ? "Baseline: click to let go" : "Take as baseline", ariaLabel: `Baseline ${fact[1]}`,
-        on: {click: () => table.ask({b: base ? "" : id})}}, base ? "⚑ base" : "⚑"));
-  };
-})();
-"""
-
-# %% ../../nbs/tracking/52_table.ipynb #b7f5798f
-_WINDOW = r"""
-(() => {
-  "use strict";
-  const mlnb = window.mlnb, {el} = mlnb;
-  mlnb.widthOf = (grid, view, column) => {
-    if (!column.width) column.width = grid.all.reduce((m, i) => Math.max(m, column.text(i).length), 0);
-    const extra = (view.baseline >= 0 ? (column.numeric && !column.show ? 11 : 2) : 0) + (column.best ? (view.best.get(column.key)?.noisy ? 12 : 2) : 0)
-      + (view.groups && column.numeric ? 10 : 0) + (column.key === "run:status" ? 4 : 0);
-    return Math.min(34, Math.max(7, Math.min(column.width, 22) + extra + 2, Math.min(column.label.length, 18) + 4, Math.min(column.stage.length, 14) + 2));
-  };
-  mlnb.Rows = class {
-    constructor(table) { this.table = table; this.box = el("div", {className: "window", tabIndex: 0, role: "region", ariaLabel: "Runs"});
-      this.box.addEventListener("scroll", () => { if (!this.waiting) { this.waiting = true; requestAnimationFrame(() => { this.waiting = false; this.fill(); }); } }, {passive: true}); }
-    show(view) {
-      const {grid} = this.table, top = this.box.scrollTop, left = this.box.scrollLeft;
-      this.view = view; this.made = new Map(); this.items = view.items.filter(o => o.group || o.row !== view.baseline);
-      const who = Math.min(30, Math.max(20, ...grid.data.rows.map(r => r[1].length + 11))), widths = view.columns.map(c => mlnb.widthOf(grid, view, c));
-      this.above = el("td", {className: "gap", colSpan: view.columns.length + 1}); this.below = el("td", {className: "gap", colSpan: view.columns.length + 1});
-      this.first = el("tr", {ariaHidden: "true"}, this.above); this.last = el("tr", {ariaHidden: "true"}, this.below);
-      this.body = el("tbody", {}, this.first, this.last);
-      const cols = el("colgroup", {}, el("col", {style: `width:min(${who}ch,46vw)`}), widths.map(w => el("col", {style: `width:${w}ch`})));
-      this.element = el("table", {}, cols, this.head(view), this.body);
-      this.element.setAttribute("aria-rowcount", this.items.length);
-      this.box.replaceChildren(this.element); this.box.scrollTop = top; this.box.scrollLeft = left; this.fill();
-    }
-    head(view) {
-      const kinds = [], {table} = this;
-      for (const c of view.columns) { if (kinds.at(-1)?.kind === c.kind) kinds.at(-1).n++; else kinds.push({kind: c.kind, n: 1}); }
-      const label = table.grid.byKey.get("run:label");
-      return el("thead", {}, el("tr", {}, el("td", {className: "first kind"}), kinds.map(k => el("th", {className: "kind", colSpan: k.n, scope: "colgroup"}, mlnb.KINDS[k.kind] || k.kind))),
-        el("tr", {}, table.headOf(label, "first"), view.columns.map(c => table.headOf(c, ""))),
-        table.filters && el("tr", {className: "filters"}, table.filterCell(label, "first"), view.columns.map(c => table.filterCell(c, ""))),
-        view.baseline >= 0 && this.row({key: table.grid.asked.b, row: view.baseline}, "base"));
-    }
-    row(item, look) {
-      const {grid} = this.table, id = item.group ? null : grid.ids[item.row], chosen = id !== null && grid.asked.k.includes(id);
-      return el("tr", {className: look + (item.group ? " group" : "") + (chosen ? " chosen" : ""), on: id === null ? {} : {mouseenter: () => mlnb.tell("hover", {id}), mouseleave: () => mlnb.tell("hover", {id: ""})}},
-        el("th", {className: "first", scope: "row"}, mlnb.whoOf(this.table, item, true)), this.view.columns.map(c => mlnb.cellOf(grid, this.view, c, item)));
-    }
-    fill() {
-      const most = this.table.printing ? 400 : 0, n = this.items.length;
-      this.high = this.high || 34;
-      const from = most ? 0 : Math.max(0, Math.floor(this.box.scrollTop / this.high) - 12), to = most ? Math.min(n, most) : Math.min(n, from + Math.ceil(Math.min(this.box.clientHeight || 900, 1400) / this.high) + 26);
-      for (const [k, tr] of this.made) if (k < from || k >= to) { tr.remove(); this.made.delete(k); }
-      for (let k = to - 1, next = this.last; k >= from; k--) {
-        if (!this.made.has(k)) { const tr = this.row(this.items[k], ""); tr.setAttribute("aria-rowindex", k + 1); this.body.insertBefore(tr, next); this.made.set(k, tr); }
-        next = this.made.get(k);
-      }
-      if (!this.measured && this.made.size) { this.high = this.made.values().next().value.getBoundingClientRect().height || 34; this.measured = true; }
-      this.above.style.height = `${from * this.high}px`; this.below.style.height = `${(n - to) * this.high}px`;
-    }
-  };
-  mlnb.asColumns = (table, view) => {
-    const {grid} = table, runs = [view.baseline, ...view.rows.filter(i => i !== view.baseline)].filter(i => i >= 0).slice(0, table.mostColumns), lines = [];
-    let kind = "";
-    for (const c of view.columns) {
-      if (c.kind !== kind) lines.push(el("tr", {className: "part"}, el("th", {className: "first kind", scope: "rowgroup"}, mlnb.KINDS[c.kind] || c.kind), el("td", {className: "kind", colSpan: runs.length})));
-      kind = c.kind;
-      lines.push(el("tr", {}, table.headOf(c, "first side"), runs.map(i => mlnb.cellOf(grid, view, c, {key: grid.ids[i], row: i}))));
-    }
-    const heads = runs.map(i => el("th", {scope: "col", className: i === view.baseline ? "base" : ""}, mlnb.whoOf(table, {row: i}, true)));
-    const wide = runs.map(i => Math.min(34, Math.max(14, grid.data.rows[i][1].length + 11, ...view.columns.map(c => Math.min(22, c.text(i).length) + (view.baseline >= 0 ? 12 : 3)))));
-    return el("table", {}, el("colgroup", {}, el("col", {style: "width:min(24ch,42vw)"}), wide.map(w => el("col", {style: `width:${w}ch`}))),
-      el("thead", {}, el("tr", {}, el("td", {className: "first"}), heads)), el("tbody", {}, lines));
-  };
-})();
-"""
-
-# %% ../../nbs/tracking/52_table.ipynb #9d026d6b
+# %% ../../nbs/tracking/52_table.ipynb #574d54ca
 _TABLE = r"""
 (() => {
   "use strict";
-  const mlnb = window.mlnb, {el} = mlnb, plural = (n, word) => `${n.toLocaleString("en-US")} ${word}${n === 1 ? "" : "s"}`;
+  const mlnb = window.mlnb, {el} = mlnb;
+  const HELP = "Numbers: > 0.8, 0.1..0.5, != 3, 1 | 2, empty\nText: part, =whole, !not, one | another, empty";
+  const plural = (n, word) => `${n.toLocaleString("en-US")} ${word}${n === 1 ? "" : "s"}`;
   class Table {
     constructor(box) {
-      this.grid = new mlnb.Grid(box.id, box.dataset.source, JSON.parse(box.dataset.given)); this.mostColumns = 40; this.rows = new mlnb.Rows(this);
-      this.filters = Object.keys(this.grid.asked.f).length > 0; this.bar = el("div", {className: "bar", role: "toolbar", ariaLabel: "Table"}); this.picked = el("div", {className: "bar"});
-      this.panel = el("div", {className: "panel", hidden: true}); this.count = el("p", {className: "small soft", role: "status"});
-      this.controls(); box.replaceChildren(this.bar, this.panel, this.picked, this.count, this.rows.box); this.refresh();
-      mlnb.listen("pick", o => { const have = new Set(this.grid.asked.k); o.ids.forEach(id => have.has(id) ? have.delete(id) : have.add(id)); this.ask({k: [...have]}); });
-      mlnb.listen("brush", o => { if (o.ids) this.grid.brushes.set(o.source, new Set(o.ids)); else this.grid.brushes.delete(o.source); this.refresh(); });
+      this.grid = new mlnb.Grid(box.id, box.dataset.source, JSON.parse(box.dataset.given)); this.mostColumns = 40;
+      this.rows = new mlnb.Rows(this);
+      this.filters = Object.keys(this.grid.asked.f).length > 0;
+      this.bar = el("div", {className: "bar", role: "toolbar", ariaLabel: "Table"});
+      this.picked = el("div", {className: "bar"});
+      this.panel = el("div", {className: "panel", hidden: true});
+      this.count = el("p", {className: "small soft count", role: "status"});
+      this.controls(); box.replaceChildren(this.bar, this.panel, this.picked, this.count, this.rows.box);
+      this.refresh();
+      mlnb.listen("pick", o => { const have = new Set(this.grid.asked.k); o.ids.forEach(id => have.has(id) ?
+            have.delete(id) : have.add(id)); this.ask({k: [...have]}); });
+      mlnb.listen("brush", o => { if (o.ids) this.grid.brushes.set(o.source, new Set(o.ids));
+          else this.grid.brushes.delete(o.source); this.refresh(); });
       mlnb.listen("kept", () => { this.grid.recall(); this.controls(); this.refresh(); });
       addEventListener("beforeprint", () => { this.printing = true; this.rows.view && this.rows.fill(); });
       addEventListener("afterprint", () => { this.printing = false; this.rows.view && this.rows.fill(); });
     }
     ask(patch) { this.grid.ask(patch); this.refresh(); }
     pick(id) { const k = this.grid.asked.k; this.ask({k: k.includes(id) ? k.filter(o => o !== id) : [...k, id]}); }
-    open(name) { const o = this.grid.asked.o; this.ask({o: o.includes(name) ? o.filter(n => n !== name) : [...o, name]}); }
+    open(name) { const o = this.grid.asked.o; this.ask({o: o.includes(name) ? o.filter(n => n !== name) :
+          [...o, name]}); }
     controls() {
-      const {grid} = this, box = (label, on, change, title) => el("label", {title}, el("input", {type: "checkbox", checked: on, on: {change: e => change(e.target.checked)}}), label);
-      const few = grid.ids.length <= this.mostColumns, groupable = grid.columns.filter(c => { const n = new Set(c.values.map((_, i) => c.text(i))).size; return n > 1 && n < grid.ids.length && n <= 60; });
+      const {grid} = this, box = (label, on, change, title) =>
+        el("label", {title}, el("input", {type: "checkbox", checked: on, on: {change: e => change(e.target.checked)}}),
+        label);
+      const few = grid.ids.length <= this.mostColumns, groupable = grid.columns.filter(c =>
+        { const n = new Set(c.values.map((_, i) => c.text(i))).size; return n > 1 && n < grid.ids.length && n <= 60; });
       const kinds = [...new Set(groupable.map(c => c.kind))];
-      this.panelButton = el("button", {type: "button", ariaExpanded: "false", on: {click: () => this.togglePanel()}}, "Columns");
-      this.bar.replaceChildren(el("input", {type: "search", placeholder: "Search all runs", ariaLabel: "Search all runs", value: grid.asked.q, on: {input: e => this.ask({q: e.target.value})}}),
+      this.panelButton = el("button", {type: "button", ariaExpanded: "false", on: {click: () => this.togglePanel()}},
+        "Columns");
+      mlnb.fill(this.bar, el("input", {type: "search", placeholder: "Search all runs", ariaLabel: "Search all runs",
+            value: grid.asked.q, on: {input: e => this.ask({q: e.target.value})}}),
         box("Only what differs", grid.asked.d, d => this.ask({d})), this.panelButton,
-        el("button", {type: "button", ariaPressed: String(this.filters), on: {click: e => { this.filters = !this.filters; e.target.setAttribute("aria-pressed", this.filters); if (!this.filters) this.grid.ask({f: {}}); this.refresh(); }}}, "Filters"),
-        groupable.length > 0 && el("label", {}, "Group by ", el("select", {ariaLabel: "Group by", on: {change: e => this.ask({g: e.target.value, o: []})}}, el("option", {value: ""}, "nothing"),
-          kinds.map(k => el("optgroup", {label: mlnb.KINDS[k] || k}, groupable.filter(c => c.kind === k).map(c => el("option", {value: c.key, selected: grid.asked.g === c.key}, c.kind === "run" ? c.label : c.key)))))),
-        grid.ids.length > 1 && box("Runs as columns", grid.asked.x && few, x => this.ask({x}), few ? "" : `for up to ${this.mostColumns} runs`));
+        el("button", {type: "button", ariaPressed: String(this.filters),
+            on: {click: e => { this.filters = !this.filters; e.target.setAttribute("aria-pressed", this.filters);
+                if (!this.filters) this.grid.ask({f: {}}); this.refresh(); }}}, "Filters"),
+        groupable.length > 0 && el("label", {}, "Group by ",
+          el("select", {ariaLabel: "Group by", on: {change: e => this.ask({g: e.target.value, o: []})}},
+            el("option", {value: ""}, "nothing"),
+          kinds.map(k => el("optgroup", {label: mlnb.KINDS[k] || k}, groupable.filter(c => c.kind === k).map(c =>
+                el("option", {value: c.key, selected: grid.asked.g === c.key}, c.kind === "run" ? c.label : c.key)))))),
+        grid.ids.length > 1 && box("Runs as columns", grid.asked.x && few, x => this.ask({x}), few ? "" :
+          `for up to ${this.mostColumns} runs`));
       if (!few) this.bar.lastChild.querySelector("input").disabled = true;
     }
     togglePanel() {
-      this.panel.hidden = !this.panel.hidden; this.panelButton.setAttribute("aria-expanded", String(!this.panel.hidden));
+      this.panel.hidden = !this.panel.hidden;
+      this.panelButton.setAttribute("aria-expanded", String(!this.panel.hidden));
       if (!this.panel.hidden) this.fillPanel();
     }
     fillPanel() {
-      const {grid} = this, shown = new Set(grid.shownColumns()), some = new Set(grid.candidates()), kinds = [...new Set(grid.columns.map(c => c.kind))];
-      const set = (columns, on) => { this.ask({c: {...grid.asked.c, ...Object.fromEntries(columns.map(c => [c.key, on]))}}); this.fillPanel(); };
-      const line = c => el("label", {className: some.has(c) ? "" : "soft", title: c.title}, el("input", {type: "checkbox", checked: shown.has(c), on: {change: e => set([c], e.target.checked)}}),
-        c.stage ? c.key : c.label, some.has(c) ? "" : el("span", {className: "tiny"}, `same: ${c.text(0).slice(0, 24) || "empty"}`));
-      this.panel.replaceChildren(el("div", {className: "kinds"}, kinds.map(k => { const columns = grid.columns.filter(c => c.kind === k && c.key !== "run:label"), on = columns.filter(c => shown.has(c)).length;
-        return el("fieldset", {}, el("legend", {}, el("label", {}, el("input", {type: "checkbox", checked: on > 0, indeterminate: on > 0 && on < columns.length, on: {change: e => set(columns, e.target.checked)}}), mlnb.KINDS[k] || k)), columns.map(line)); })));
+      const {grid} = this, shown = new Set(grid.shownColumns()), some = new Set(grid.candidates()),
+        kinds = [...new Set(grid.columns.map(c => c.kind))];
+      const set = (columns, on) =>
+        { this.ask({c: {...grid.asked.c, ...Object.fromEntries(columns.map(c => [c.key, on]))}}); this.fillPanel(); };
+      const line = c => el("label", {className: some.has(c) ? "" : "soft", title: c.title},
+        el("input", {type: "checkbox", checked: shown.has(c), on: {change: e => set([c], e.target.checked)}}),
+        c.stage ? c.key : c.label, some.has(c) ? "" : el("span", {className: "tiny"},
+          `same: ${c.text(0).slice(0, 24) || "empty"}`));
+      this.panel.replaceChildren(el("div", {className: "kinds"},
+          kinds.map(k => { const columns = grid.columns.filter(c => c.kind === k && c.key !== "run:label"),
+              on = columns.filter(c => shown.has(c)).length;
+        return el("fieldset", {},
+          el("legend", {}, el("label", {}, el("input", {type: "checkbox", checked: on > 0, indeterminate: on > 0 &&
+                on < columns.length, on: {change: e => set(columns, e.target.checked)}}), mlnb.KINDS[k] || k)),
+          columns.map(line));
+        })));
     }
     headOf(column, look) {
-      const [key, way] = this.grid.asked.s || [], on = key === column.key, first = column.best === "max" || column.key === "run:started" ? "down" : "up";
+      const [key, way] = this.grid.asked.s || [], on = key === column.key, first = column.best === "max" ||
+        column.key === "run:started" ? "down" : "up";
       const next = !on ? [column.key, first] : way === first ? [column.key, first === "up" ? "down" : "up"] : null;
-      return el("th", {className: `head ${look}${column.numeric && !column.show && !look ? " n" : ""}`, scope: look.includes("side") ? "row" : "col", ariaSort: !on ? "none" : way === "up" ? "ascending" : "descending"},
-        el("button", {type: "button", title: column.title + "\nClick to sort", on: {click: () => { this.ask({s: next}); this.refocus(column.key); }}, "data-key": column.key},
-          column.stage && el("small", {}, column.stage), el("b", {}, column.label), column.best && el("span", {className: "soft"}, column.best === "max" ? " ↑" : " ↓"), on && el("span", {}, way === "up" ? " ▲" : " ▼")));
+      return el("th", {className: `head ${look}${column.numeric && !column.show && !look ? " n" : ""}`,
+          scope: look.includes("side") ? "row" : "col", ariaSort: !on ? "none" : way === "up" ? "ascending" :
+          "descending"},
+        el("button", {type: "button", title: column.title + "\nClick to sort", on: {click: () => { this.ask({s: next});
+                this.refocus(column.key); }}, "data-key": column.key},
+          column.stage && el("small", {}, column.stage), el("b", {}, column.label), column.best &&
+            el("span", {className: "soft"}, column.best === "max" ? " ↑" : " ↓"), on && el("span", {}, way === "up" ?
+            " ▲" : " ▼")));
     }
-    refocus(key) { const b = [...this.rows.box.querySelectorAll("[data-key]")].find(o => o.dataset.key === key); if (b) b.focus(); }
+    refocus(key) { const b = [...this.rows.box.querySelectorAll("[data-key]")].find(o => o.dataset.key === key);
+      if (b) b.focus(); }
     filterCell(column, look) {
-      const change = e => { const f = {...this.grid.asked.f, [column.key]: e.target.value}; if (!e.target.value.trim()) delete f[column.key];
-        e.target.ariaInvalid = String(mlnb.filterOf(e.target.value, column) === null); this.grid.ask({f}); this.refresh(true); };
-      return el("th", {className: "filter " + look}, el("input", {type: "text", ariaLabel: `Filter ${column.key}`, placeholder: column.numeric && !column.show ? "> 0.8, 1..2" : "part, =, !",
-        title: "Numbers: > 0.8, 0.1..0.5, != 3, 1 | 2, empty\nText: part, =whole, !not, one | another, empty", value: this.grid.asked.f[column.key] || "",
-        ariaInvalid: String(mlnb.filterOf(this.grid.asked.f[column.key] || "", column) === null), on: {input: change}}));
+      const change = e => { const f = {...this.grid.asked.f, [column.key]: e.target.value};
+        if (!e.target.value.trim()) delete f[column.key];
+        e.target.ariaInvalid = String(mlnb.filterOf(e.target.value, column) === null); this.grid.ask({f});
+        this.refresh(true); };
+      return el("th", {className: "filter " + look}, el("input", {type: "text", ariaLabel: `Filter ${column.key}`,
+            placeholder: column.numeric && !column.show ? "> 0.8, 1..2" : "part, =, !",
+        title: HELP, value: this.grid.asked.f[column.key] || "",
+        ariaInvalid: String(mlnb.filterOf(this.grid.asked.f[column.key] || "", column) === null),
+          on: {input: change}}));
     }
     refresh(typing) {
-      const {grid} = this, view = grid.view(), a = grid.asked, across = a.x && grid.ids.length <= this.mostColumns && !a.g;
+      const {grid} = this, view = grid.view(), a = grid.asked, across = a.x && grid.ids.length <= this.mostColumns &&
+        !a.g;
       const focus = typing && document.activeElement?.ariaLabel, at = typing && document.activeElement?.selectionStart;
-      if (across) { this.rows.view = null; this.rows.box.replaceChildren(mlnb.asColumns(this, view)); } else this.rows.show(view);
-      if (focus) { const again = [...this.rows.box.querySelectorAll("input")].find(i => i.ariaLabel === focus); if (again) { again.focus(); again.setSelectionRange(at, at); } }
-      const differ = grid.columns.filter(c => c.kind !== "run" && c.differs(grid.all)).length, fields = grid.columns.filter(c => c.kind !== "run").length;
-      this.count.textContent = `${view.rows.length === grid.ids.length ? "" : `${view.rows.length.toLocaleString("en-US")} of `}${plural(grid.ids.length, "run")}, ${differ} of ${plural(fields, "field")} differ, ${plural(view.columns.length, "column")} shown`
-        + (view.baseline >= 0 ? "; against the baseline: ▲ better, ▼ worse, ≈ inside the noise, ≠ differs" : "");
+      if (across) { this.rows.view = null; this.rows.box.replaceChildren(mlnb.asColumns(this, view));
+        } else this.rows.show(view);
+      if (focus) { const again = [...this.rows.box.querySelectorAll("input")].find(i => i.ariaLabel === focus);
+        if (again) { again.focus(); again.setSelectionRange(at, at); } }
+      const differ = grid.columns.filter(c => c.kind !== "run" && c.differs(grid.all)).length,
+        fields = grid.columns.filter(c => c.kind !== "run").length;
+      const all = grid.ids.length, some = view.rows.length === all ? "" :
+        `${view.rows.length.toLocaleString("en-US")} of `;
+      const against = view.baseline >= 0 ? "; against the baseline: ▲ better, ▼ worse, ≈ inside the noise, ≠ differs" :
+        "";
+      const told = [`${some}${plural(all, "run")}`, `${differ} of ${plural(fields, "field")} differ`,
+        `${plural(view.columns.length, "column")} shown`];
+      this.count.textContent = told.join(", ") + against;
       this.choices(view); grid.tell(view);
     }
     choices(view) {
-      const {grid} = this, a = grid.asked, button = (label, f) => el("button", {type: "button", on: {click: f}}, label), changed = JSON.stringify({...a, x: 0}) !== JSON.stringify({...grid.defaults, x: 0});
+      const {grid} = this, a = grid.asked, button = (label, f) => el("button", {type: "button", on: {click: f}},
+        label), changed = JSON.stringify({...a, x: 0}) !== JSON.stringify({...grid.defaults, x: 0});
       const only = () => { const keep = new Set(a.k); this.ask({h: grid.ids.filter(id => !keep.has(id)), k: []}); };
-      const parts = [a.k.length > 0 && [el("span", {}, `${a.k.length} chosen:`), button("Only these", only), button("Hide", () => this.ask({h: [...new Set([...a.h, ...a.k])], k: []})), button("Clear", () => this.ask({k: []}))],
-        a.h.length > 0 && button(`Show ${a.h.length.toLocaleString("en-US")} hidden`, () => this.ask({h: []})), grid.brushes.size > 0 && button("Clear the chart's brush", () => mlnb.tell("unbrush", {})),
-        changed && button("Reset", () => { this.ask({...grid.defaults}); this.filters = false; mlnb.tell("unbrush", {}); this.controls(); })].flat().filter(Boolean);
-      this.picked.replaceChildren(...parts); this.picked.hidden = !parts.length;
+      const parts = [a.k.length > 0 && [el("span", {}, `${a.k.length} chosen:`), button("Only these", only),
+          button("Hide", () => this.ask({h: [...new Set([...a.h, ...a.k])], k: []})),
+          button("Clear", () => this.ask({k: []}))],
+        a.h.length > 0 && button(`Show ${a.h.length.toLocaleString("en-US")} hidden`, () => this.ask({h: []})),
+          grid.brushes.size > 0 && button("Clear the chart's brush", () => mlnb.tell("unbrush", {})),
+        changed && button("Reset", () => { this.ask({...grid.defaults}); this.filters = false;
+            mlnb.tell("unbrush", {}); this.controls(); })].flat().filter(Boolean);
+      mlnb.fill(this.picked, parts); this.picked.hidden = !parts.length;
     }
   }
-  document.addEventListener("DOMContentLoaded", () => document.querySelectorAll(".grid[data-source]").forEach(box => new Table(box)));
+  document.addEventListener("DOMContentLoaded", () => document.querySelectorAll(".grid[data-source]").forEach(box =>
+      new Table(box)));
 })();
 """
 
-# %% ../../nbs/tracking/52_table.ipynb #f1e9327b
-_STATES = f"window.mlnb.states = {json.dumps(STATES, ensure_ascii=False)};"
+# %% ../../nbs/tracking/52_table.ipynb #9b475f7e
 _FEW_ROWS, _FEW_COLUMNS = 50, 12
 _ORDER = ("parameter", "metric", "scrap", "data", "code", "slice", "package", "timing", "resource", "environment")
 
@@ -267,7 +171,7 @@ def _static(fields, rows):
 
 def _short(words): return words if len(words) <= 40 else words[:39] + "…"
 
-# %% ../../nbs/tracking/52_table.ipynb #7583360a
+# %% ../../nbs/tracking/52_table.ipynb #0a57b568
 def run_table(
     fields:Sequence,                    # Field: name, kind, stage, best, unit; in the order of the columns
     rows:Sequence,                      # Row, the ones to be seen first first; ids are unique
@@ -281,5 +185,5 @@ def run_table(
     known = {f.name for f in fields}
     given = data({"baseline": baseline, "noise": {k: v for k, v in (noise or {}).items() if k in known}})[1]
     given = given.partition(">")[2].rpartition("</")[0]
-    return (f'{style(_LOOKS)}<div class="grid" id="{text(name)}" data-source="{source}" data-given="{text(given)}">{_static(fields, rows)}</div>'
-            f"{element}{GRID_SCRIPT}{script(_STATES)}{script(_CELLS)}{script(_WINDOW)}{script(_TABLE)}")
+    return (f'{CELLS_STYLE}<div class="grid" id="{text(name)}" data-source="{source}" data-given="{text(given)}">{_static(fields, rows)}</div>'
+            f"{element}{GRID_SCRIPT}{CELLS_SCRIPT}{script(_TABLE)}")
