@@ -13,7 +13,7 @@ from ..pipeline.store import Store
 from .gather import Comparison
 from .tracked import Field, direction, merged_fields
 
-# %% ../../nbs/tracking/62_slices.ipynb #e0baece3
+# %% ../../nbs/tracking/62_slices.ipynb #89260ab7
 LARGEST = 4_000_000  # bytes of a table that may hold metrics by slice
 _NEEDED = {"slice", "metric", "value"}
 
@@ -32,8 +32,8 @@ def read_slices(
     except (OSError, ValueError, MlnbError): return {}
     found: dict[str, dict[str, float]] = {}
     for i, name in enumerate(table["metric"]):
-        value = table["value"][i]
-        if value is not None and value == value and not (table.get("small") or [False] * (i + 1))[i]: found.setdefault(str(name), {})[str(table["slice"][i])] = value
+        value, small = table["value"][i], "small" in table and table["small"][i]
+        if value is not None and value == value and not small: found.setdefault(str(name), {})[str(table["slice"][i])] = value
     return found
 
 # %% ../../nbs/tracking/62_slices.ipynb #d480e46f
