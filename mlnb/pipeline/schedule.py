@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Limits', 'machine_limits', 'check_fit', 'fits', 'Machine', 'specification', 'Scheduler']
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #6065f139
+# %% ../../nbs/pipeline/85_schedule.ipynb #16e61c3e
 import os, signal, time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import MlnbError, ParameterError, StoreError
 from ..files import read_json, write_json
-from .attempt import publish
+from .attempt import keep_metrics, publish
 from .plan import Decision, Outlook, Planner, gate_open
 from .runs import FORMAT, RunRecord, usual_seconds
 from .stage import Stage
@@ -125,7 +125,7 @@ def specification(
             "timeout": stage.timeout or project.get("pipeline", "timeout"), "cores": min(stage.cores, limits.slots),
             "seed": project.get("pipeline", "seed"), "save_every": project.get("pipeline", "save_every"), **extra}
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #cf2ba3bd
+# %% ../../nbs/pipeline/85_schedule.ipynb #dc6db7d6
 class Scheduler:
     "Brings a set of stages from waiting to an end."
 
@@ -204,21 +204,18 @@ class Scheduler:
         machine.start().start(path, folder/"log.txt")
         limit = time.monotonic() + spec["timeout"] + 180 if spec["timeout"] else None
         self.running[name] = {"stage": stage, "spec": path, "folder": folder, "decision": decision, "attempt": attempt, "gpus": gpus,
-                              "limit": limit, "read": 0, "started": time.monotonic()}
+                              "limit": limit, "read": {}, "started": time.monotonic()}
         machine.running[str(path)] = self, name
         self.run.stage(name, {"stage": name, "status": "running", "fingerprint": decision.fingerprint, "attempts": attempt})
         self.tell({"event": "started", "stage": name, "attempt": attempt, "expected": machine.seconds.get(name)})
 
     def hear(self) -> None:
-        "Read what running stages wrote into their events since the last time."
+        "Read what running stages wrote into their events and metrics since the last time."
         for name, running in self.running.items():
-            try:
-                with open(running["folder"]/"events.jsonl", "rb") as f:
-                    f.seek(running["read"])
-                    lines = f.read().split(b"\n")
-            except FileNotFoundError: continue
-            running["read"] += sum(len(line) + 1 for line in lines[:-1])
-            for line in lines[:-1]: self.tell(_parsed(line) | {"stage": name})
+            for line in _fresh_lines(running, "events.jsonl"): self.tell(_parsed(line) | {"stage": name})
+            for line in _fresh_lines(running, "metrics.jsonl"):
+                logged = _parsed(line)
+                if "values" in logged: self.tell({"event": "metrics", "stage": name} | logged)
 
     def end(self, ended:"Ended") -> None:
         "A stage's process has ended: read its outcome, try again if it may, else settle."
@@ -252,7 +249,8 @@ class Scheduler:
         error = {"kind": kind, "name": kind, "message": f"the stage's process: {death_of(code)}", "cell": cell, "line": 0, "source": "",
                  "traceback": tail}
         return {"stage": name, "status": "failed", "fingerprint": spec["fingerprint"], "parts": spec["parts"], "scraps": {},
-                "parameters": spec["values"], "notebook": spec["copy"], "run": spec["run"], "attempts": spec["attempt"],
+                "parameters": spec["values"], "metrics": keep_metrics(running["folder"], Path(spec["runs"])/"store"),
+                "notebook": spec["copy"], "run": spec["run"], "attempts": spec["attempt"],
                 "seconds": round(time.monotonic() - running["started"], 3), "error": error}
 
     def interrupt(self, *_:object) -> None:
@@ -287,11 +285,21 @@ class Scheduler:
         if self.interrupted: return "interrupted"
         return "failed" if "failed" in found else "stopped" if "stopped" in found else "done"
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #11943626
+# %% ../../nbs/pipeline/85_schedule.ipynb #db12b7a3
 def _parsed(line):
     import json
     try: return json.loads(line)
     except ValueError: return {"event": "noise"}
+
+def _fresh_lines(running, name):
+    "Whole lines that a running stage has added to one of its files."
+    try:
+        with open(running["folder"]/name, "rb") as f:
+            f.seek(running["read"].get(name, 0))
+            lines = f.read().split(b"\n")[:-1]
+    except FileNotFoundError: return []
+    running["read"][name] = running["read"].get(name, 0) + sum(len(line) + 1 for line in lines)
+    return lines
 
 def _events(folder):
     try: return [_parsed(line) for line in (folder/"events.jsonl").read_bytes().splitlines()]
