@@ -125,7 +125,7 @@ def specification(
             "timeout": stage.timeout or project.get("pipeline", "timeout"), "cores": min(stage.cores, limits.slots),
             "seed": project.get("pipeline", "seed"), "save_every": project.get("pipeline", "save_every"), **extra}
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #dc6db7d6
+# %% ../../nbs/pipeline/85_schedule.ipynb #6f0c9c84
 class Scheduler:
     "Brings a set of stages from waiting to an end."
 
@@ -145,7 +145,9 @@ class Scheduler:
         if record["status"] == "failed" and not self.keep_going: self.ending = True
 
     def _without_result(self, name, status, error=None):
-        self.settle(name, {"stage": name, "status": status, "fingerprint": "", "parts": {}, "scraps": {}, "notebook": "",
+        from mlnb.pipeline.parameters import to_json
+        values = {k: to_json(v) for k, v in self.planner.values[name].items()}
+        self.settle(name, {"stage": name, "status": status, "fingerprint": "", "parts": {}, "parameters": values, "scraps": {}, "notebook": "",
                            "run": self.run.folder.name, "attempts": 0, "seconds": 0.0, "error": error})
 
     def look(self) -> None:

@@ -23,7 +23,7 @@ from .noise import noise
 from .slices import with_slices
 from .table import run_table
 
-# %% ../../nbs/tracking/64_compare_page.ipynb #450505ee
+# %% ../../nbs/tracking/64_compare_page.ipynb #97647607
 def target_of(
     comparison:Comparison,  # from `gather`
     wanted:str="",          # name of a field, or the end of one
@@ -33,7 +33,8 @@ def target_of(
     if wanted: return next((f.name for f in comparison.fields if f.name == wanted), next((f.name for f in metrics if f.name.endswith(wanted)), ""))
     def order(field):
         name = field.name.rpartition(".")[2]
-        return ("val" not in field.name, "loss" in name, -sum(isinstance(row.values.get(field.name), int | float) for row in comparison.rows))
+        known = sum(isinstance(row.values.get(field.name), int | float) for row in comparison.rows)
+        return ("val" not in field.name, "loss" in name, "accuracy" in name, -known)
     return min(metrics, key=order).name if metrics else ""
 
 # %% ../../nbs/tracking/64_compare_page.ipynb #9b71ecea
@@ -71,7 +72,7 @@ def _stage_html(d):
     body = "".join(map(_reason_html, own)) + (f"<pre>{text(chr(10).join(d.artifacts))}</pre>" if d.artifacts else "")
     return f"<h3>{text(d.stage)} <small class='soft'>{text(d.state)}</small></h3>{body}"
 
-# %% ../../nbs/tracking/64_compare_page.ipynb #43ba22c7
+# %% ../../nbs/tracking/64_compare_page.ipynb #a4d67d00
 def parting_html(
     first:Mapping,                # run.json of the baseline
     second:Mapping,               # of the other run
@@ -89,7 +90,7 @@ def parting_html(
 def _partings(comparison, baseline):
     own = [row for row in comparison.rows if row.id in comparison.runs]
     if len(own) < 2 or comparison.project is None: return ""
-    base, store = next((row for row in own if row.id == baseline), own[0]), Store(comparison.project.runs/"store")
+    base, store = next((row for row in own if row.id == baseline), min(own, key=lambda row: row.id)), Store(comparison.project.runs/"store")
     others = [row for row in own if row.id != base.id]
     parts = []
     for row in others[:MOST]:
@@ -119,7 +120,7 @@ def _sections(comparison, limits, baseline, target):
     yield Section("matrix", "Several against each other", scatter_matrix(fields, rows))
     yield Section("differences", "Where they parted", _partings(comparison, baseline))
 
-# %% ../../nbs/tracking/64_compare_page.ipynb #27678b3a
+# %% ../../nbs/tracking/64_compare_page.ipynb #30305ddf
 def compare_html(
     comparison:Comparison,  # from `gather`
     title:str="",           # plain text; "" for one that says what is compared
@@ -129,8 +130,8 @@ def compare_html(
     "A comparison as a page."
     sliced = with_slices(comparison)
     limits, about = noise(sliced.fields, sliced.rows), target_of(sliced, target)
-    oldest = min((row for row in sliced.rows if row.id in sliced.runs), key=lambda row: row.id, default=None)
-    sections = [s for s in _sections(sliced, limits, baseline or (oldest.id if oldest and len(sliced.rows) == 2 else ""), about) if s.html]
+    oldest = min((row.id for row in sliced.rows if row.id in sliced.runs), default="")
+    sections = [s for s in _sections(sliced, limits, baseline or (oldest if len(sliced.rows) == 2 else ""), about) if s.html]
     return page(title or f"Comparison of {len(sliced.rows)} runs", _subtitle(sliced, limits), sections)
 
 # %% ../../nbs/tracking/64_compare_page.ipynb #3886a57e

@@ -30,7 +30,7 @@ def value_text(
     if isinstance(value, float): return f"{value:.5g}"
     return str(value)
 
-# %% ../../nbs/tracking/63_compare_text.ipynb #7b606c74
+# %% ../../nbs/tracking/63_compare_text.ipynb #6ac0664e
 def _cut(text, room): return text if len(text) <= room else text[:max(room - 1, 1)] + "…"
 
 def _marked(row, field, rows, limits):
@@ -38,8 +38,8 @@ def _marked(row, field, rows, limits):
     return value_text(row.values.get(field.name), field) + ((" ~" if close else " *") if row.id in winners else "")
 
 def _labels(rows):
-    "Short names: of runs of mlnb made at the same day, what differs."
-    ids = [row.id if row.source == "mlnb" else row.label for row in rows]
+    "Short names: of runs that have only an id, what differs in it."
+    ids = [row.label for row in rows]
     begin = 0
     while len(ids) > 1 and all(len(i) > begin + 5 for i in ids) and len({i[:begin + 1] for i in ids}) == 1: begin += 1
     return [("…" if begin else "") + i[begin:] for i in ids]
