@@ -56,12 +56,13 @@ def fits(
     return (cores <= limits.slots and stage.memory + sum(s.memory for s in running) <= limits.memory
             and stage.gpus + sum(s.gpus for s in running) <= limits.gpus)
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #0b74bb6b
+# %% ../../nbs/pipeline/85_schedule.ipynb #b98b4b39
 class Machine:
     "What the runs of one process have in common."
 
     def __init__(self, limits:Limits):
-        self.limits, self.launch, self.seconds = limits, None, {}
+        self.launch: Any = None
+        self.limits, self.seconds = limits, {}
         self.running: dict[str, tuple[Scheduler, str]] = {}  # by specification: whose stage it is, and its name
         self.ended: dict[str, dict] = {}                     # by fingerprint: records of what was executed here
 

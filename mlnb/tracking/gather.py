@@ -80,7 +80,7 @@ def _unknown(word, project, stages):
                     expected="last, last~1, the beginning of an id, a pattern such as '20261120-*', tag:NAME, a stage, a folder, wandb:ENTITY/PROJECT",
                     cure=f"did you mean {' or '.join(near)}?" if near else "`mlnb runs` lists the runs")
 
-# %% ../../nbs/tracking/61_gather.ipynb #22211f98
+# %% ../../nbs/tracking/61_gather.ipynb #f246bcfe
 def gather(
     project:Project|None,                # None: only folders and W&B's server can be named
     words:Iterable[str]=(),              # what people type; none: the newest runs
@@ -97,7 +97,8 @@ def gather(
         elif Path(word).is_dir() and (found := list(_wandb_rows(word, project))): others += found
         else: stages.append(word)
     if project and not names and not others: names = _newest(project, pipeline, 0 if only else limit)
-    data = {name: read_run(project, name) for name in dict.fromkeys(names) if only is None or only(name)}
+    wanted = [name for name in dict.fromkeys(names) if only is None or only(name)]
+    data = {name: read_run(project, name) for name in wanted} if project else {}
     notes = read_notes(project) if project else {}
     own = [run_row(run, project.runs/name, notes.get(name)) for name, run in data.items()]
     rows = [*own, *(row for row, _ in others)]

@@ -70,7 +70,7 @@ def _rank(codes, target, ordered):
     found = spearmanr(codes, target)
     return float(found.statistic), float(found.pvalue)
 
-# %% ../../nbs/tracking/43_importance.ipynb #60b98393
+# %% ../../nbs/tracking/43_importance.ipynb #d5421fa2
 def parameter_importance(
     names:Sequence[str],  # of the parameters that are asked about
     rows:Sequence,        # Row, of which `values` are read
@@ -87,6 +87,8 @@ def parameter_importance(
     import numpy as np
     coded, goal = {n: _codes(values) for n, values in columns.items()}, np.array([y for _, y in known])
     explained, shares, spreads = _forest(np.array([codes for codes, _ in coded.values()]).T, goal)
-    parts = [Part(n, float(share), float(spread), *_rank(*coded[n][:1], goal, coded[n][1]), len({str(v) for v in columns[n]}))
-             for n, share, spread in zip(columns, shares, spreads, strict=True)]
+    parts = []
+    for n, share, spread in zip(columns, shares, spreads, strict=True):
+        rank, p = _rank(coded[n][0], goal, coded[n][1])
+        parts.append(Part(n, float(share), float(spread), rank, p, len({str(v) for v in columns[n]})))
     return Importance(target, len(known), explained, tuple(sorted(parts, key=lambda part: -part.share)))
