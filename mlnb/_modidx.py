@@ -1994,6 +1994,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlnb/tracking/compare_text.py'),
                                             'mlnb.tracking.compare_text._marked': ( 'tracking/compare_text.html#_marked',
                                                                                     'mlnb/tracking/compare_text.py'),
+                                            'mlnb.tracking.compare_text._urgency': ( 'tracking/compare_text.html#_urgency',
+                                                                                     'mlnb/tracking/compare_text.py'),
                                             'mlnb.tracking.compare_text.comparison_document': ( 'tracking/compare_text.html#comparison_document',
                                                                                                 'mlnb/tracking/compare_text.py'),
                                             'mlnb.tracking.compare_text.comparison_text': ( 'tracking/compare_text.html#comparison_text',

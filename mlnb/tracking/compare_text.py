@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TITLES', 'value_text', 'comparison_text', 'parting', 'full_text', 'comparison_document']
 
-# %% ../../nbs/tracking/63_compare_text.ipynb #9db1276c
+# %% ../../nbs/tracking/63_compare_text.ipynb #329c64da
 from typing import Any
 from ..pipeline.inspect import table, terminal_width
 from ..pipeline.progress import short_size, short_time
 from ..pipeline.store import Store
 from .differences import StageDifference, difference_text, differing, run_difference
 from .gather import Comparison
-from .noise import best, noise
+from .noise import best, is_seed, noise
 from .tracked import Field
 
 # %% ../../nbs/tracking/63_compare_text.ipynb #e885299a
@@ -30,7 +30,7 @@ def value_text(
     if isinstance(value, float): return f"{value:.5g}"
     return str(value)
 
-# %% ../../nbs/tracking/63_compare_text.ipynb #6ac0664e
+# %% ../../nbs/tracking/63_compare_text.ipynb #f53df0b6
 def _cut(text, room): return text if len(text) <= room else text[:max(room - 1, 1)] + "…"
 
 def _marked(row, field, rows, limits):
@@ -38,8 +38,8 @@ def _marked(row, field, rows, limits):
     return value_text(row.values.get(field.name), field) + ((" ~" if close else " *") if row.id in winners else "")
 
 def _labels(rows):
-    "Short names: of runs that have only an id, what differs in it."
-    ids = [row.label for row in rows]
+    "Short names: of runs of mlnb what differs in their ids; their parameters stand in the table."
+    ids = [row.id if row.source == "mlnb" else row.label for row in rows]
     begin = 0
     while len(ids) > 1 and all(len(i) > begin + 5 for i in ids) and len({i[:begin + 1] for i in ids}) == 1: begin += 1
     return [("…" if begin else "") + i[begin:] for i in ids]
@@ -54,10 +54,15 @@ def _as_columns(fields, rows, limits, width):
         lines.append(("  " + _cut(field.name, names - 2), *(_cut(_marked(row, field, rows, limits), room) for row in rows)))
     return table(("", *(_cut(label, room) for label in _labels(rows))), lines, width)
 
+def _urgency(field):
+    "Which facts are shown where there is no room for all: what was set, what came out, seeds only then."
+    if field.kind == "parameter": return 3 if is_seed(field.name) else 0
+    if field.kind == "metric": return 2 if not field.best else 1 if "val" in field.name else 1.5
+    return 4
+
 def _as_rows(fields, rows, limits, width):
     shown, used = [], max(len(label) for label in _labels(rows)) + 2
-    order = {"parameter": 0, "metric": 1}
-    for field in sorted(fields, key=lambda f: order.get(f.kind, 2)):
+    for field in sorted(fields, key=_urgency):
         wide = max(len(field.name), *(len(_marked(row, field, rows, limits)) for row in rows)) + 2
         if used + wide <= width: shown.append(field); used += wide
     lines = [(label, *(_marked(row, field, rows, limits) for field in shown)) for label, row in zip(_labels(rows), rows, strict=True)]
