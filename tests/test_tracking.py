@@ -137,7 +137,7 @@ def make_run(runs, store):
     }  # fmt: skip
     prepare = {
         "stage": "prepare", "status": "skipped", "run": OLD, "attempts": 2, "fingerprint": "e" * 64,
-        "scraps": {"train": {**inline(5), "digest": "a" * 64}},
+        "scraps": {"train": {"encoder": "artifact", "type": "bytes", "digest": "a" * 64}},
     }  # fmt: skip
     error = {"name": "ValueError", "message": f"no: {SECRET}", "cell": 3, "line": 1, "traceback": SECRET}
     stages = {

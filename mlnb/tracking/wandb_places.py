@@ -77,7 +77,7 @@ def wandb_places(
     try: yield
     finally: become(before)
 
-# %% ../../nbs/tracking/10_wandb_places.ipynb #81e3024b
+# %% ../../nbs/tracking/10_wandb_places.ipynb #2773b42b
 class Mark(NamedTuple):
     "One W&B run that has been written."
     id: str                       # of the W&B run
@@ -86,7 +86,6 @@ class Mark(NamedTuple):
     exit_code: int                # 0: finished, else failed
     rows: int                     # of history
     artifacts: tuple[dict, ...]   # by reference: {"name", "type", "digest", "alias"}
-    tables: int                   # among its media; W&B makes an artifact of each
     number: int                   # place in the order of writing, from 0
 
 def write_mark(

@@ -44,7 +44,7 @@ def _given(attempt):
     except (OSError, StoreError): return {}
     return {"parts": spec["parts"], "parameters": spec["values"]}
 
-# %% ../../nbs/tracking/12_wandb_stage.ipynb #c374d5f0
+# %% ../../nbs/tracking/12_wandb_stage.ipynb #efea563c
 def artifact_name(
     pipeline:str,  # its name
     stage:str,     # which stage made it
@@ -69,16 +69,18 @@ class Makers:
         "An entry of a stage's `upstream` ('prepare.train', or 'after prepare') with W&B's id of the run that made it."
         stage, _, scrap = key.removeprefix("after ").partition(".")
         if (key, digest) not in self._found: self._found[key, digest] = self._search(stage, scrap, digest)
-        found = {"digest": digest, "run": self._found[key, digest]}
-        return found | ({"artifact": f"{artifact_name(self.data['pipeline'], stage, scrap)}:{alias_of(digest)}"} if scrap else {})
+        run, stored = self._found[key, digest]
+        found = {"digest": digest, "run": run}
+        return found | ({"artifact": f"{artifact_name(self.data['pipeline'], stage, scrap)}:{alias_of(digest)}"} if stored else {})
 
     def _search(self, stage, scrap, digest):
+        "W&B's id of the run that made it, and whether it is in the store, so that W&B has an artifact of it."
         for data in self._runs():
             record = data["stages"].get(stage, {})
-            mine = record.get("scraps", {}).get(scrap, {}).get("digest") if scrap else record.get("fingerprint")
-            if record.get("status") in ("ran", "skipped") and mine == digest:
-                return wandb_id(record["run"], stage, record.get("attempts", 1))
-        return ""
+            made = record.get("scraps", {}).get(scrap, {})
+            if record.get("status") in ("ran", "skipped") and digest == (made.get("digest") if scrap else record.get("fingerprint")):
+                return wandb_id(record["run"], stage, record.get("attempts", 1)), made.get("encoder") == "artifact"
+        return "", False
 
     def _runs(self):
         yield self.data

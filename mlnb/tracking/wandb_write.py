@@ -20,7 +20,7 @@ from .wandb_places import Mark, Target, local_folder, open_wandb_run, read_marks
 from .wandb_stage import (ENDED, EXECUTED, PIPELINE, Makers, alias_of, pipeline_config, pipeline_summary, settled_run,
                                        stage_config, stage_summary)
 
-# %% ../../nbs/tracking/15_wandb_write.ipynb #cd517b87
+# %% ../../nbs/tracking/15_wandb_write.ipynb #bb4c186f
 class Draft(NamedTuple):
     "One W&B run that is to be written."
     id: str
@@ -68,8 +68,7 @@ def write_draft(
     place = Path(tracked.settings.sync_dir).name
     tracked.finish(exit_code=draft.exit_code)
     made = tuple({"name": a.name.split(":")[0], "type": a.type, "digest": a.digest, "alias": _digest_alias(a)} for a in draft.artifacts)
-    tables = sum(type(one).__name__ == "Table" for one in draft.media.values())
-    mark = Mark(draft.id, draft.job_type, place, draft.exit_code, rows, made, tables, number)
+    mark = Mark(draft.id, draft.job_type, place, draft.exit_code, rows, made, number)
     write_mark(folder, mark)
     return mark
 
