@@ -50,6 +50,7 @@ class FakeWandb:
         self.drops = 0  # requests from now on whose connection is cut without an answer
         self.drop_what = ""  # only those whose path or operation holds this
         self.commits = True  # False: artifacts stay PENDING for ever
+        self.stream_limit = 0  # lines of history of one request that are kept before its connection breaks; 0: all
         self.lose_rows = 0  # rows of history at the end that are dropped without a word
         handler = type("Handler", (Handler,), {"server_state": self})
         self.server = QuietServer(("127.0.0.1", 0), handler)
@@ -436,10 +437,16 @@ class Handler(BaseHTTPRequestHandler):
                 place = {"wandb-history.jsonl": "history", "wandb-events.jsonl": "events"}.get(file, "log")
                 lines = part.get("content") or []
                 lines = lines[: len(lines) - state.lose_rows] if place == "history" and state.lose_rows else lines
+                cut = place == "history" and 0 < state.stream_limit < len(lines)
+                lines = lines[: state.stream_limit] if cut else lines
                 run[place].update({part["offset"] + i: line for i, line in enumerate(lines)})
+                if cut:
+                    self.close_connection = True
+                    time.sleep(1.0)
+                    return self.connection.close()
             if data.get("complete") is not None:
                 run["complete"], run["exitcode"] = bool(data["complete"]), data.get("exitcode", 0)
-        self.answer({})
+        return self.answer({})
 
 
 @pytest.fixture
