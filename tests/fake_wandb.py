@@ -48,7 +48,7 @@ class FakeWandb:
         self.refuse = 0  # status that every request gets; 0: none
         self.slow = 0.0  # s before every answer
         self.drops = 0  # requests from now on whose connection is cut without an answer
-        self.drop_what = ""  # only those whose path or operation holds this
+        self.drop_once: set[str] = set()  # operations or parts of paths whose next request is cut
         self.commits = True  # False: artifacts stay PENDING for ever
         self.stream_limit = 0  # lines of history of one request that are kept before its connection breaks; 0: all
         self.lose_rows = 0  # rows of history at the end that are dropped without a word
@@ -370,8 +370,10 @@ class Handler(BaseHTTPRequestHandler):
         state = self.server_state
         time.sleep(state.slow)
         with state.lock:
-            drop = state.drops > 0 and state.drop_what in what
-            state.drops -= drop
+            once = {name for name in state.drop_once if name in what}
+            state.drop_once -= once
+            drop = bool(once) or state.drops > 0
+            state.drops -= state.drops > 0
         if drop:
             self.close_connection = True
             self.connection.close()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Delivery', 'Waiting', 'gather', 'Sending', 'deliver', 'sync', 'main']
 
-# %% ../../nbs/tracking/30_sync.ipynb #7d366eeb
+# %% ../../nbs/tracking/30_sync.ipynb #f7034857
 import json
 import os
 import sys
@@ -21,7 +21,7 @@ from .parcels import Arrived, Parcel, copy_without, read_parcel, read_receipt, w
 from .wandb_places import Target, local_folder, read_marks
 from .wandb_records import TrackingError
 from .wandb_runs import find_wandb_runs
-from .wandb_worker import ServerGoneError, Worker
+from .wandb_worker import Worker
 
 # %% ../../nbs/tracking/30_sync.ipynb #3c3d7691
 class Delivery(NamedTuple):
@@ -127,7 +127,7 @@ def deliver(
     if arrived and arrived.rows > parcel.rows: told = f"the server has {arrived.rows} rows and {parcel.rows} were written: another program has sent it too"
     return end("already" if receipt else "delivered", told)
 
-# %% ../../nbs/tracking/30_sync.ipynb #baf5f1a7
+# %% ../../nbs/tracking/30_sync.ipynb #afbe71d1
 def sync(
     project:Project|None,               # whose runs; None: `runs` are folders
     runs:Iterable[str|Path]=(),         # ids as `mlnb show` takes them, or folders; none: every run that was tracked
@@ -157,8 +157,9 @@ def _delivered(sending, one, gone):
     "The delivery, and why the others need not be tried."
     if not gone:
         try: return deliver(sending, one), ""
-        except ServerGoneError as e: gone = e.problem
-        except MlnbError as e: return Delivery(one.run, one.parcel.id, str(one.parcel.folder), "failed", str(e).split("\n")[0]), ""
+        except MlnbError as e:
+            gone = e.problem
+            if not getattr(e, "gone", False): return Delivery(one.run, one.parcel.id, str(one.parcel.folder), "failed", gone), ""
     return Delivery(one.run, one.parcel.id, str(one.parcel.folder), "failed", gone), gone
 
 def _cache():
