@@ -36,7 +36,7 @@ def _pipeline(asked):
     project = find_project()
     return project, pick_pipeline(project, getattr(asked, "pipeline", "") or "")
 
-# %% ../nbs/89_answers.ipynb #651b5fa4
+# %% ../nbs/89_answers.ipynb #4084deaa
 def _request(asked):
     from mlnb.pipeline.run import Request
     return Request(asked.pipeline or "", asked.select or "", asked.exclude or "", asked.force or "", tuple(asked.parameter or ()),
@@ -55,16 +55,18 @@ def run_command(
 ) -> int:             # exit code
     "Run what changed."
     from mlnb.pipeline.inspect import outcome_text
-    from mlnb.pipeline.run import EXIT_CODES, prepare, report, run, track
+    from mlnb.pipeline.run import EXIT_CODES, prepare, report, run
+    from mlnb.tracking.track import Tracking
     asked.request = request = _request(asked)
     if asked.grid or asked.repeat: return tracking_command("grid_command")(asked)
     project = find_project()
     prepared = prepare(project, request)
     if asked.dry_run: return _dry_run(asked, prepared)
     watch = _watcher(prepared, asked.verbose)
-    try: data = run(prepared, request, watch)
+    tracking = Tracking(project, watch, asked.track or "")
+    try: data = run(prepared, request, tracking)
     finally: watch.close()
-    if any(r["status"] == "ran" for r in data["stages"].values()): track(project, project.runs/data["run"])
+    if problem := tracking.end(): print(f"tracking: {problem}", file=sys.stderr)
     _print(asked, report(data), lambda: outcome_text(data, {n: s.when for n, s in prepared.planner.graph.stages.items()}))
     return EXIT_CODES[data["status"]]
 

@@ -12,7 +12,7 @@ from . import answers
 from .completion import complete
 from .errors import MlnbError
 
-# %% ../nbs/90_cli.ipynb #f234eee2
+# %% ../nbs/90_cli.ipynb #c2736714
 _PIPELINE = (("pipeline",), {"nargs": "?", "help": "folder under nbs/stages; not needed when there is only one"})
 _STAGE = (("stage",), {"nargs": "?", "help": "a stage; all, when left out"})
 _RUN = (("run",), {"nargs": "?", "help": "last, last~1, or the beginning of an id; last, when left out"})
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Any] = {
         _flag("--keep-kernel", "leave the kernel of a stage that fails alive"), _flag("--resume-kernel", "go on in the kernel that mlnb debug kept"),
         _flag("--cold", "start each kernel by itself instead of forking it"),
         (("--grid",), {"action": "append", "metavar": "NAME=A,B", "help": "one run for each value; several --grid: for each combination"}),
+        (("--track",), {"choices": ("offline", "online", "off"), "help": "Weights & Biases in this run; the setting, when left out"}),
         (("--repeat",), {"type": int, "metavar": "N", "help": "each run N times with other seeds"}),
         (("--seed-of",), {"action": "append", "metavar": "STAGE", "help": "only these stages get other seeds"}),
         (("-v", "--verbose"), {"action": "store_true", "help": "say also why a kernel could not be forked"}), _JSON]),
@@ -53,6 +54,9 @@ COMMANDS: dict[str, Any] = {
         (("--target",), {"metavar": "METRIC", "help": "what the page is about, such as val_auc"}),
         (("--html",), {"nargs": "?", "const": "", "metavar": "FILE", "help": "write one HTML page with curves and charts; into runs/compare without FILE"}),
         _JSON]),
+    "sync": (answers.tracking_command("sync_command"), "deliver tracked runs to the Weights & Biases server, each once", [
+        (("runs",), {"nargs": "*", "metavar": "RUN", "help": "runs, or folders of W&B runs; every tracked run, when left out"}),
+        (("--entity",), {"metavar": "NAME", "help": "W&B user or team"}), (("--project",), {"metavar": "NAME", "help": "W&B project"}), _JSON]),
     "note": (answers.tracking_command("note_command"), "say something about a run, or show what was said", [_RUN,
         (("-m", "--message"), {"metavar": "TEXT", "help": "a note; '' takes it away"}),
         (("--tag",), {"action": "append", "metavar": "TAG", "help": "add a tag"}),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from .errors import ProjectError, SettingsError
 
-# %% ../nbs/10_settings.ipynb #b3a5b5a2
+# %% ../nbs/10_settings.ipynb #34efdd8a
 class Setting(NamedTuple):
     "One key of settings.ini."
     section: str
@@ -37,6 +37,7 @@ SETTINGS = (
     Setting("pipeline", "warm_idle", "duration", 600.0, "how long the process that forks kernels stays without work"),
     Setting("pipeline", "preload", "list", (), "modules that it imports; empty: what the stages import"),
     Setting("tracking", "mode", "offline|online|off", "offline", "Weights & Biases: write locally, send, or neither"),
+    Setting("tracking", "wait", "duration", 0.0, "how long `mlnb run` stays at its end for W&B's files; 0: they are written behind it"),
     Setting("tracking", "project", "str", "", "W&B project; empty: the name of the project's folder"),
     Setting("tracking", "entity", "str", "", "W&B user or team; empty: W&B's default"),
 )

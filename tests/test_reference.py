@@ -9,6 +9,10 @@ import pytest
 import strange_tables
 from projects import ROOT, ProjectFolder, Said, kill_process, processes_with, statuses, wait_for
 
+from mlnb.tracking.wandb_places import local_folder
+from mlnb.tracking.wandb_runs import find_wandb_runs, read_history, read_wandb_run
+from mlnb.tracking.wandb_write import COMPLETE
+
 TAXI = ROOT.parent / "shared" / "data" / "chicago_taxi.csv"
 SMALL = ["-p", "rows=4000", "-p", "train.epochs=2", "-p", "tune.epochs=1", "-p", "trials=1"]
 STAGES = ["ingest", "validate", "prepare", "baseline", "tune", "train", "evaluate", "export", "register"]
@@ -106,8 +110,16 @@ def test_the_registry_is_one_that_tensorflow_serving_reads(reference):
 
 def test_every_executed_stage_is_a_run_for_wandb(reference):
     project, said = reference
-    written = list((project.runs / said.json["run"] / "wandb").rglob("*.wandb"))
-    assert len(written) == len([s for s in statuses(said.json).values() if s == "ran"])
+    folder = project.runs / said.json["run"]
+    wait_for((local_folder(folder) / COMPLETE).exists, 120, "W&B's files")
+    written = [read_wandb_run(place) for place in find_wandb_runs(folder / "wandb")]
+    stages = {run.job_type: run for run in written if run.job_type in STAGES}
+    assert stages.keys() == {name for name, status in statuses(said.json).items() if status == "ran"}
+    assert {(run.group, run.state) for run in stages.values()} == {(said.json["run"], "finished")}
+    curves = read_history(stages["train"].folder)
+    assert curves["val_auc"]["step"].tolist() == [1, 2] and "loss" in curves
+    assert any(artifact["type"] for artifact in stages["train"].artifacts), "the model is an artifact by reference"
+    assert not [file for file in folder.rglob("wandb/**/*.keras") if file.is_file()], "no copy of it"
 
 
 ANSWERS = """

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from ..files import digest
 from .finder import KeptModules
 
-# %% ../../nbs/pipeline/40_reach.ipynb #de30f97b
-_HARNESS = ("mlnb.pipeline", "mlnb.tracking", "mlnb.errors", "mlnb.settings", "mlnb.files", "mlnb.cli")
+# %% ../../nbs/pipeline/40_reach.ipynb #3b5480ed
+_HARNESS = ("mlnb.pipeline", "mlnb.tracking", "mlnb.errors", "mlnb.settings", "mlnb.files", "mlnb.metrics", "mlnb.answers", "mlnb.cli")
 
 def _is_harness(module):
     return module == "mlnb" or any(module == h or module.startswith(h + ".") for h in _HARNESS)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['EXIT_CODES', 'Request', 'Prepared', 'choose', 'read_graph', 'prepare', 'signals_to', 'check_secrets',
-           'file_lost_results', 'warm_orders', 'run', 'track', 'report', 'dry_report']
+           'file_lost_results', 'warm_orders', 'run', 'report', 'dry_report']
 
-# %% ../../nbs/pipeline/97_run.ipynb #a91ecf41
-import os, signal, sys
+# %% ../../nbs/pipeline/97_run.ipynb #5aecac5a
+import os, signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,23 +183,6 @@ def run(
         planner.measures.save()
         record.finish(status)
     return record.data
-
-# %% ../../nbs/pipeline/97_run.ipynb #edf5e8f0
-def track(
-    project:Project,  # its settings say how
-    folder:Path,      # of the run
-) -> None:
-    "Write a run into W&B's own format; what goes wrong is one line on standard error."
-    import subprocess
-    mode = project.get("tracking", "mode")
-    if mode == "off": return
-    told = {"--project": project.get("tracking", "project") or project.root.name, "--entity": project.get("tracking", "entity"), "--mode": mode}
-    words = [w for key, value in told.items() if value for w in (key, value)]
-    command = [sys.executable, "-m", "mlnb.tracking.wandb_offline", str(folder), *words]
-    try: done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=project.root)
-    except (OSError, subprocess.TimeoutExpired) as e: print(f"tracking: not written: {e}", file=sys.stderr)
-    else:
-        if done.returncode: print(f"tracking: not written: {done.stderr.strip()[-300:]}", file=sys.stderr)
 
 # %% ../../nbs/pipeline/97_run.ipynb #49631914
 EXIT_CODES = {"done": 0, "failed": 1, "stopped": 3, "interrupted": 130}
