@@ -60,10 +60,10 @@ def split_values(
     if "" in pieces: raise ParameterError("a value is empty", got=text, expected="values with commas between them", cure='an empty text is written ""')
     return [_unquoted(p) for p in pieces]
 
-# %% ../../nbs/pipeline/91_axes.ipynb #d6f83c94
+# %% ../../nbs/pipeline/91_axes.ipynb #0f9f37f9
 class Point(NamedTuple):
     "One run of a grid."
-    index: int                 # from 1
+    index: int                 # type: ignore[assignment]  # from 1
     of: int                    # number of points
     values: dict[str, object]  # "train.lr" -> value as JSON
     given: tuple[str, ...]     # the same as `-p` takes it

@@ -56,12 +56,13 @@ def fits(
     return (cores <= limits.slots and stage.memory + sum(s.memory for s in running) <= limits.memory
             and stage.gpus + sum(s.gpus for s in running) <= limits.gpus)
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #0b74bb6b
+# %% ../../nbs/pipeline/85_schedule.ipynb #b98b4b39
 class Machine:
     "What the runs of one process have in common."
 
     def __init__(self, limits:Limits):
-        self.limits, self.launch, self.seconds = limits, None, {}
+        self.launch: Any = None
+        self.limits, self.seconds = limits, {}
         self.running: dict[str, tuple[Scheduler, str]] = {}  # by specification: whose stage it is, and its name
         self.ended: dict[str, dict] = {}                     # by fingerprint: records of what was executed here
 
@@ -145,7 +146,9 @@ class Scheduler:
         if record["status"] == "failed" and not self.keep_going: self.ending = True
 
     def _without_result(self, name, status, error=None):
-        self.settle(name, {"stage": name, "status": status, "fingerprint": "", "parts": {}, "scraps": {}, "notebook": "",
+        from mlnb.pipeline.parameters import to_json
+        values = {k: to_json(v) for k, v in self.planner.values[name].items()}
+        self.settle(name, {"stage": name, "status": status, "fingerprint": "", "parts": {}, "parameters": values, "scraps": {}, "notebook": "",
                            "run": self.run.folder.name, "attempts": 0, "seconds": 0.0, "error": error})
 
     def look(self) -> None:

@@ -74,7 +74,7 @@ def artifact_lines(
                 except (OSError, ValueError, KeyError) as e: lines.append(f"  cannot be read any more: {type(e).__name__}")
     return lines
 
-# %% ../../nbs/tracking/42_differences.ipynb #51bb46e1
+# %% ../../nbs/tracking/42_differences.ipynb #2dc5c93b
 class StageDifference(NamedTuple):
     "One stage in two runs."
     stage: str
@@ -110,10 +110,15 @@ def order_of(
     "A run's graph, as its records tell it."
     above = {name: list(dict.fromkeys(key.removeprefix("after ").partition(".")[0] for key in (record.get("parts") or {}).get("upstream", {})))
              for name, record in data["stages"].items()}
+    return _sorted(above)
+
+def _sorted(above):
+    "Stages behind those that they read from; a cycle, which only a damaged record has, is cut."
     order: dict[str, list] = {}
     while len(order) < len(above):
-        free = [n for n in above if n not in order and all(u in order or u not in above for u in above[n])] or [n for n in above if n not in order]
-        order |= {n: above[n] for n in free}
+        left = [n for n in above if n not in order]
+        free = [n for n in left if all(u in order or u not in above for u in above[n])] or left[:1]
+        order |= {n: [u for u in above[n] if u in order] for n in free}
     return order
 
 def run_difference(
@@ -125,7 +130,7 @@ def run_difference(
     names = list(dict.fromkeys([*order_of(first), *order_of(second)]))
     return [stage_difference(n, first["stages"].get(n), second["stages"].get(n), store) for n in names]
 
-# %% ../../nbs/tracking/42_differences.ipynb #36f99fa5
+# %% ../../nbs/tracking/42_differences.ipynb #11441439
 LOOKS = {
     "same": Look("=", "#e8ecef", "#98a2ab", "the same in both runs"),
     "differs": Look("≠", "#fbd9b0", "#c26a00", "its own code, parameters, sources or packages differ"),
@@ -158,8 +163,9 @@ def difference_svg(
     above: dict[str, list] = {}
     for data in (first, second):
         for name, upstream in order_of(data).items(): above[name] = list(dict.fromkeys([*above.get(name, []), *upstream]))
+    above = _sorted(above)
     notebooks = {n: r.get("notebook") or n for data in (first, second) for n, r in data["stages"].items()}
     stages: dict[str, Any] = {n: SimpleNamespace(name=n, path=Path(notebooks[n]), when="") for n in above}
-    upstream = {n: tuple(u for u in above[n] if u in above) for n in above}
+    upstream = {n: tuple(above[n]) for n in above}
     downstream = {n: tuple(o for o in above if n in upstream[o]) for n in above}
     return graph_svg(Graph(stages, upstream, downstream, tuple(above)), {d.stage: d.state for d in found}, LOOKS)

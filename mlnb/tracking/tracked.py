@@ -81,7 +81,7 @@ def flat(
     text = " ".join((value if isinstance(value, str) else canonical_json(value)).split())
     return {name: text if len(text) <= _LONG else f"{text[:_LONG - 14]}… ({digest(text)[:8]})"}
 
-# %% ../../nbs/tracking/40_tracked.ipynb #941f7555
+# %% ../../nbs/tracking/40_tracked.ipynb #ead841e4
 def _scrap_facts(stage, scraps):
     for name, scrap in scraps.items():
         place = f"{stage}.{name}"
@@ -121,7 +121,16 @@ def _named(pairs):
         if value is not None: facts[field.name] = (field, value)
     return facts
 
-# %% ../../nbs/tracking/40_tracked.ipynb #fdfda38f
+def _label(data, note):
+    "What people call a run: what was said about it, or its place in a grid, behind as much of its id as tells it apart."
+    grid = data.get("grid") or data.get("sweep") or {}
+    words = [f"{name.rpartition('.')[2]} {value:g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}"
+             for name, value in (grid.get("point") or {}).items()] + ([f"repeat {grid['repeat']}"] if (grid.get("repeats") or 1) > 1 else [])
+    said = note.note.splitlines()[0][:30] if note and note.note else ", ".join(words)
+    if not said: return data["run"]
+    return f"{data['run']} ({said})" if note and note.note else f"{said} ({data['run'][-4:]})"
+
+# %% ../../nbs/tracking/40_tracked.ipynb #587f30a8
 def seconds_of(
     moment:str|None,  # "2026-11-20T23:15:02Z"
 ) -> float|None:      # s since 1970
@@ -136,8 +145,7 @@ def run_row(
 ) -> tuple[Row, dict[str, Field]]: # the row and its fields by name
     "A pipeline run as a row."
     facts = _named(_run_facts(data))
-    label = data["run"] + (f" ({note.note.splitlines()[0][:30]})" if note and note.note else "")
-    row = Row(data["run"], label, "mlnb", data["status"], seconds_of(data.get("started")), data.get("seconds"), data.get("pipeline", ""),
+    row = Row(data["run"], _label(data, note), "mlnb", data["status"], seconds_of(data.get("started")), data.get("seconds"), data.get("pipeline", ""),
               tuple(note.tags) if note else (), bool(note and note.star), note.note if note else "",
               {name: value for name, (_, value) in facts.items()}, str(folder))
     return row, {name: field for name, (field, _) in facts.items()}
