@@ -73,7 +73,7 @@ class Combinations(Chance):
         "The combination with this number, from 1."
         return self.points[number - 1], {}
 
-# %% ../../nbs/tracking/59_proposals.ipynb #9dc06537
+# %% ../../nbs/tracking/59_proposals.ipynb #f86c2b46
 class Learner:
     "Optuna's TPE."
 
@@ -83,7 +83,8 @@ class Learner:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna, self.space, self.most, self.asked = optuna, {s.name: s for s in sweep.space}, math.inf, {}
         self.distributions = {s.name: self._distribution(s) for s in sweep.space}
-        self.study = optuna.create_study(direction=sweep.goal, sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True))
+        self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+                                         direction="maximize" if sweep.goal == "maximize" else "minimize")
 
     def _distribution(self, spec):
         made = self.optuna.distributions

@@ -230,7 +230,7 @@ def _load(path):
     if not isinstance(told, dict): raise ParameterError("it is no sweep", where=str(path), expected="method, metric, parameters")
     return told
 
-# %% ../../nbs/tracking/57_space.ipynb #ceb1dd8b
+# %% ../../nbs/tracking/57_space.ipynb #4ea312c8
 def read_sweep(
     path:Path,  # a W&B sweep configuration
 ) -> Sweep:
@@ -256,7 +256,8 @@ def read_sweep(
         wrong.append(ParameterError(f"bayes searches ranges, and {', '.join(bells)} has none", where=where, cure="min and max, or method: random"))
     if wrong: raise all_in_one(wrong)
     notices = tuple(f"{where}: `{key}` is left out: {why}" for key, why in _ELSEWHERE.items() if key in told)
-    return Sweep(name, method, *found["metric"], cap, tuple(found["space"]), found["early"], notices)
+    metric, goal, target = found["metric"]
+    return Sweep(name, method, metric, goal, target, cap, tuple(found["space"]), found["early"], notices)
 
 def grid_points(
     sweep:Sweep,  # with method grid

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Where', 'read_where', 'fact_named', 'matching', 'runs_table']
 
-# %% ../../nbs/tracking/46_where.ipynb #b86d1114
+# %% ../../nbs/tracking/46_where.ipynb #f47bf5b7
 import ast, operator, re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from ..errors import SelectionError
 from ..pipeline.inspect import age, runs_text, table
 from ..pipeline.progress import short_time
@@ -53,7 +53,7 @@ def _compute(kind, a, b, odd):
     except (ArithmeticError, ValueError): return _UNKNOWN
     return value if _is_number(value) else _UNKNOWN
 
-# %% ../../nbs/tracking/46_where.ipynb #2b52899a
+# %% ../../nbs/tracking/46_where.ipynb #4e3cb1ce
 _MOST_CHARACTERS, _MOST_PARTS = 4000, 250
 _Test = Callable[[list], Any]
 
@@ -64,7 +64,7 @@ class _Reader:
         self.text, self.quoted, self.odd = text, quoted, []
         self.names: list[str] = []
 
-    def refuse(self, node, why="it is not part of this language"):
+    def refuse(self, node, why="it is not part of this language") -> NoReturn:
         part = ast.get_source_segment(self.text, node) or ""
         for mark, name in self.quoted.items(): part = part.replace(mark, f"`{name}`")
         raise SelectionError(f"`{part[:60]}`: {why}", where="--where",
@@ -105,8 +105,8 @@ class _Reader:
     def _UnaryOp(self, node):
         inner, odd = self.read(node.operand), self.odd
         if isinstance(node.op, ast.Not): return lambda row: v if (v := inner(row)) is _UNKNOWN else not v
-        if isinstance(node.op, ast.USub): return lambda row: _compute("Sub", 0, inner(row), odd)
-        return self.refuse(node)
+        if not isinstance(node.op, ast.USub): self.refuse(node)
+        return lambda row: _compute("Sub", 0, inner(row), odd)
 
     def _BoolOp(self, node):
         parts, ends = [self.read(part) for part in node.values], isinstance(node.op, ast.Or)
