@@ -97,7 +97,7 @@ def serve(
         _reap(running)
     return 0
 
-# %% ../../nbs/pipeline/78_launch.ipynb #8bc0e312
+# %% ../../nbs/pipeline/78_launch.ipynb #ee4311eb
 class ForkLauncher:
     "Starts stages through one server process that has everything imported."
 
@@ -106,7 +106,7 @@ class ForkLauncher:
         command = [sys.executable, "-m", "mlnb", "run-stage", "--serve", str(os.getpid())]
         self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         os.set_blocking(self.server.stdout.fileno(), False)
-        self.pids, self._ended, self._buffer = {}, [], b""
+        self.pids, self._signals, self._buffer = {}, {}, b""
 
     def start(self, spec:Path, log:Path) -> None:
         "Start a stage; its output goes to `log`."
@@ -129,6 +129,7 @@ class ForkLauncher:
         for message in map(json.loads, lines):
             if "started" in message: self.pids[message["started"]] = message["pid"]
             else: ended.append(Ended(message["ended"], message["code"])); self.pids.pop(message["ended"], None)
+        self._deliver()
         return ended
 
     def _forget(self):
@@ -136,10 +137,17 @@ class ForkLauncher:
         return lost
 
     def stop(self, spec:Path, number:int=signal.SIGTERM) -> None:
-        "Send a signal to a stage's process group; SIGTERM lets it save its notebook."
-        pid = self.pids.get(str(spec), 0)
-        try: pid and os.killpg(pid, number)
-        except ProcessLookupError: return
+        "Send a signal to a stage's process group, as soon as it has one; SIGTERM lets it save its notebook."
+        self._signals[str(spec)] = number
+        self._deliver()
+
+    def _deliver(self):
+        "A stage that was ordered a moment ago may have no process yet, or one that has not made its group."
+        for spec, number in list(self._signals.items()):
+            try:
+                if self.pids.get(spec): os.killpg(self.pids[spec], number)
+            except ProcessLookupError: continue
+            if self.pids.get(spec) != 0: self._signals.pop(spec, None)
 
     def close(self) -> None:
         "No more stages; the server leaves when its children have."

@@ -126,7 +126,7 @@ def specification(
             "timeout": stage.timeout or project.get("pipeline", "timeout"), "cores": min(stage.cores, limits.slots),
             "seed": project.get("pipeline", "seed"), "save_every": project.get("pipeline", "save_every"), **extra}
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #6f0c9c84
+# %% ../../nbs/pipeline/85_schedule.ipynb #aed56269
 class Scheduler:
     "Brings a set of stages from waiting to an end."
 
@@ -207,10 +207,11 @@ class Scheduler:
         machine.start().start(path, folder/"log.txt")
         limit = time.monotonic() + spec["timeout"] + 180 if spec["timeout"] else None
         self.running[name] = {"stage": stage, "spec": path, "folder": folder, "decision": decision, "attempt": attempt, "gpus": gpus,
-                              "limit": limit, "read": {}, "started": time.monotonic()}
+                              "limit": limit, "read": {}, "started": time.monotonic(), "halted": 0}
         machine.running[str(path)] = self, name
         self.run.stage(name, {"stage": name, "status": "running", "fingerprint": decision.fingerprint, "attempts": attempt})
         self.tell({"event": "started", "stage": name, "attempt": attempt, "expected": machine.seconds.get(name)})
+        if self.interrupted: self._halt(self.running[name])   # Ctrl-C came while it was being started
 
     def hear(self) -> None:
         "Read what running stages wrote into their events and metrics since the last time."
@@ -260,9 +261,14 @@ class Scheduler:
         "Ctrl-C: ask the running stages to save and end; the second time, kill them."
         self.interrupted += 1
         self.ending = True
-        for running in self.running.values():
-            self.machine.launch.stop(running["spec"], signal.SIGTERM if self.interrupted == 1 else signal.SIGKILL)
+        for running in self.running.values(): self._halt(running)
         self.tell({"event": "interrupt", "times": self.interrupted})
+
+    def _halt(self, running):
+        "Send what the last Ctrl-C asks for, once."
+        if running["halted"] == self.interrupted: return
+        running["halted"] = self.interrupted
+        self.machine.launch.stop(running["spec"], signal.SIGTERM if self.interrupted == 1 else signal.SIGKILL)
 
     def watch(self) -> None:
         "Hear what running stages say, save the record, and kill a stage that did not stop itself at its limit."
