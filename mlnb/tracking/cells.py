@@ -228,6 +228,6 @@ _WINDOW = r"""
 })();
 """
 
-# %% ../../nbs/tracking/49_cells.ipynb #186a85ff
-CELLS_SCRIPT = script(f"window.mlnb.states = {json.dumps(STATES, ensure_ascii=False)};") + script(_CELLS) + script(_WINDOW)
+# %% ../../nbs/tracking/49_cells.ipynb #f2b12216
+CELLS_SCRIPT = script(f"window.mlnb.states = window.mlnb.bag({json.dumps(STATES, ensure_ascii=False)});") + script(_CELLS) + script(_WINDOW)
 CELLS_STYLE = style(_LOOKS)
