@@ -71,7 +71,7 @@ _SCALES = r"""
 })();
 """
 
-# %% ../../nbs/tracking/51_axes.ipynb #93c62714
+# %% ../../nbs/tracking/51_axes.ipynb #c723ea8e
 _LOOKS = """
 .par .field{overflow-x:auto}.par .stage{position:relative;height:22rem}
 .par canvas{position:absolute;inset:0;pointer-events:none}
@@ -82,6 +82,7 @@ _LOOKS = """
   background:var(--wash);border:1px solid var(--accent);opacity:.65;border-radius:3px}
 .par .axis button{position:absolute;bottom:0;left:50%;transform:translateX(-50%);min-height:1.375rem;padding:0 .375rem;
   font-size:.75rem}
+@media print{.par .axis button{display:none}}
 .par .ramp{display:inline-block;width:7rem;height:.625rem;border-radius:3px}.choose{columns:14rem;margin:.25rem 0 .5rem}
 .choose label{display:flex;gap:.375rem;font-size:.875rem}
 """
@@ -102,7 +103,7 @@ _PARALLEL = r"""
         ...(mlnb.kept(box.id) || {})};
       this.asked.a = this.asked.a.filter(k => this.byKey.has(k)); this.asked.l = mlnb.bag(this.asked.l);
       this.bar = el("div", {className: "bar"}); this.choose = el("div", {hidden: true});
-      this.stage = el("div", {className: "stage"}); this.axes = el("div", {}); this.stage.append(this.axes);
+      this.stage = el("div", {className: "stage unbroken"}); this.axes = el("div", {}); this.stage.append(this.axes);
       box.replaceChildren(this.bar, this.choose, el("div", {className: "field", tabIndex: 0, role: "group",
             ariaLabel: "Parallel axes"}, this.stage));
       this.redraw = mlnb.canvas(this.stage, (pen, w, h) => this.draw(pen, w, h));

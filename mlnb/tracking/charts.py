@@ -15,7 +15,7 @@ from .importance import parameter_importance
 # %% ../../nbs/tracking/54_charts.ipynb #88d56548
 CHARTS = (curves_chart, parallel_coordinates)  # built in notebooks of their own
 
-# %% ../../nbs/tracking/54_charts.ipynb #44682b3b
+# %% ../../nbs/tracking/54_charts.ipynb #9dcb4494
 _LOOKS = """
 .matrix canvas{position:absolute;inset:0;pointer-events:none}
 .matrix .field{position:relative;max-width:60rem;touch-action:pan-y;cursor:crosshair}
@@ -44,7 +44,7 @@ _MATRIX = r"""
       this.asked = {f: [...best.slice(0, 2), ...given.slice(0, 2)].map(c => c.key), ...(mlnb.kept(box.id) || {})};
       this.asked.f = this.asked.f.filter(k => this.byKey.has(k));
       if (this.asked.f.length < 2) this.asked.f = columns.slice(0, 4).map(c => c.key);
-      this.choose = el("div", {hidden: true}); this.field = el("div", {className: "field"});
+      this.choose = el("div", {hidden: true}); this.field = el("div", {className: "field unbroken"});
       this.told = el("p", {className: "small soft", role: "status"}, "Drag over points to keep them.");
       this.mark = el("div", {hidden: true}); this.field.append(this.mark);
       box.replaceChildren(el("div", {className: "bar"},
@@ -151,9 +151,10 @@ _SCATTER = r"""
           labels: data.rows.map(r => r[1])});
       this.asked = {x: (given[0] || columns[0]).key, y: (best[0] || columns[1] || columns[0]).key, c: "",
         ...(mlnb.kept(box.id) || {})};
-      this.bar = el("div", {className: "bar"}); this.plot = el("div", {className: "plot"});
+      this.bar = el("div", {className: "bar"}); this.plot = el("div", {className: "plot unbroken"});
       box.replaceChildren(this.bar, this.plot);
-      this.controls(); this.dirty = mlnb.whenSeen(this.plot, () => this.draw()); mlnb.listen("selection", this.dirty);
+      this.controls(); this.dirty = mlnb.whenSeen(this.plot, () => this.draw());
+      new ResizeObserver(this.dirty).observe(this.plot); mlnb.listen("selection", this.dirty);
       mlnb.listen("theme", this.dirty);
     }
     controls() { const set = k => v => { this.asked[k] = v; mlnb.keep(this.box.id, this.asked); this.dirty(); };
@@ -181,8 +182,8 @@ _SCATTER = r"""
         return {title: {text: mlnb.plain(col.key)}, type: col.numeric ? log(col) || "linear" : "category",
           ...(col.numeric ? given : {})};
         };
-      window.Plotly.react(this.plot, [trace], mlnb.layout({xaxis: axis(x), yaxis: axis(y), margin: {l: 56, r: 10, t: 6,
-              b: 44}}), mlnb.CONFIG);
+      window.Plotly.react(this.plot, [trace], mlnb.layout(this.plot, {xaxis: axis(x), yaxis: axis(y),
+            margin: {l: 56, r: 10, t: 6, b: 44}}), mlnb.CONFIG);
       if (first) this.plot.on("plotly_click", e => mlnb.tell("pick", {ids: [this.ids[e.points[0].customdata]]}));
     }
   }

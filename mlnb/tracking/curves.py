@@ -57,7 +57,7 @@ def _curve(axes, place, curve, started, limit):
     bad = next((s for s, v in zip(steps, values, strict=False) if not math.isfinite(v)), None)
     return [place, _axis(axes, _short([steps[k] for k in kept], 9)), _short([values[k] for k in kept], 5), clock, len(values), bad]
 
-# %% ../../nbs/tracking/53_curves.ipynb #795bd8bc
+# %% ../../nbs/tracking/53_curves.ipynb #9a67c6db
 _LOOKS = """
 .curves .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(27rem,100%),1fr));gap:1rem 1.5rem}
 .curves .panel{min-width:0;margin:0}
@@ -70,7 +70,8 @@ _LOOKS = """
   min-height:1.75rem;max-width:100%}
 .legend i{display:inline-block;width:1.375rem;border-top:3px solid;flex:none}
 .legend span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-.curves .choose{columns:14rem;margin:.25rem 0 .5rem}.curves .choose label{display:flex;gap:.375rem;font-size:.875rem}
+@media print{.curves .choose{display:none}}.curves .choose{columns:14rem;margin:.25rem 0 .5rem}
+.curves .choose label{display:flex;gap:.375rem;font-size:.875rem}
 """
 _DRAWING = r"""
 (() => {
@@ -83,17 +84,18 @@ _DRAWING = r"""
         return last / (1 - w ** n); });
   };
   mlnb.spread = axis => Array.isArray(axis) ? axis : Array.from({length: axis.n}, (_, i) => axis.from + i * axis.by);
-  mlnb.layout = more => {
+  mlnb.layout = (plot, more) => {
     const ink = mlnb.css("soft"), line = mlnb.css("line"), axis = {gridcolor: line, linecolor: line, zeroline: false,
       automargin: true, tickfont: {size: 11}, title: {font: {size: 12}}};
-    return {margin: {l: 48, r: 10, t: 6, b: 36}, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    return {width: plot.clientWidth, height: plot.clientHeight, margin: {l: 48, r: 10, t: 6, b: 36},
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: {color: ink, family: "system-ui, sans-serif"}, hovermode: "closest", showlegend: false,
       hoverlabel: {bgcolor: mlnb.css("raised"), bordercolor: line, font: {color: mlnb.css("ink"), size: 12},
         align: "left"}, ...more,
       xaxis: {...axis, ...more.xaxis, title: {...axis.title, ...more.xaxis.title}}, yaxis: {...axis, ...more.yaxis,
         title: {...axis.title, ...(more.yaxis.title || {})}}};
   };
-  mlnb.CONFIG = {displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]};
+  mlnb.CONFIG = {displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]};
   mlnb.legend = (ids, labels, told) => {
     const {visible, colours} = mlnb.selected(ids), index = new Map(ids.map((id, i) => [id, i])),
       rest = visible.filter(id => !(id in colours) && index.has(id)).length;
@@ -152,7 +154,7 @@ _STROKES = r"""
 })();
 """
 
-# %% ../../nbs/tracking/53_curves.ipynb #01d925b7
+# %% ../../nbs/tracking/53_curves.ipynb #648e57aa
 _CURVES = r"""
 (() => {
   "use strict";
@@ -197,7 +199,7 @@ _CURVES = r"""
         const plot = el("div", {className: "plot"}), canvas = el("canvas", {}),
           told = el("span", {className: "small soft"}), o = {metric, plot, canvas, told,
           byRow: new Map(metric.curves.map(c => [this.data.ids[c[0]], c]))};
-        o.dirty = mlnb.whenSeen(plot, () => this.draw(o));
+        o.dirty = mlnb.whenSeen(plot, () => this.draw(o)); new ResizeObserver(o.dirty).observe(plot);
         o.figure = el("figure", {className: "panel"}, el("figcaption", {}, metric.name, told),
           el("div", {className: "layers"}, canvas, plot));
         return o;
@@ -235,7 +237,7 @@ _CURVES = r"""
       traces.push({type: "scatter", mode: "lines", x: [], y: [], hoverinfo: "skip", line: {color: mlnb.css("ink"),
             width: 3}});
       const first = !o.plot.data;
-      window.Plotly.react(o.plot, traces, mlnb.layout({xaxis: {title: {text: NAMES[this.asked.x]}},
+      window.Plotly.react(o.plot, traces, mlnb.layout(o.plot, {xaxis: {title: {text: NAMES[this.asked.x]}},
             yaxis: {type: this.asked.l ? "log" : "linear"}, uirevision: this.asked.x + this.asked.l}), mlnb.CONFIG);
       if (first) this.attach(o);
       this.under(o);

@@ -29,7 +29,7 @@ def _variables(name):
     colours = "".join(f"--{key}:{value};" for key, value in PALETTE[name].items())
     return colours + "".join(f"--s{i}:{c};" for i, c in enumerate(SERIES[name])) + f"color-scheme:{name};"
 
-# %% ../../nbs/tracking/50_design.ipynb #ffa3a568
+# %% ../../nbs/tracking/50_design.ipynb #a2d6d142
 _BASE = """
 *{box-sizing:border-box}
 html{font-size:16px;scroll-padding-top:4.5rem;-webkit-text-size-adjust:100%}
@@ -87,9 +87,10 @@ img,svg,canvas{max-width:100%}details>summary{padding:.25rem 0}
 @media (prefers-reduced-motion:no-preference){html{scroll-behavior:smooth}}
 """
 _PRINT = """
-@media print{@page{margin:14mm 12mm}html{font-size:13px}.top,.skip,.bar,.noprint{display:none!important}
-main,.head,.foot{max-width:none;padding:0}
-  section{padding-top:1rem}h2,h3{break-after:avoid}figure,tr,.facts,.panel{break-inside:avoid}
+.printing main,.printing .head,.printing .foot{width:680px;max-width:none;margin:0;padding:0}
+.printing body{font-size:.8125rem}
+@media print{@page{margin:14mm 12mm}.top,.skip,.bar,.noprint{display:none!important}
+  section{padding-top:1rem}h2,h3{break-after:avoid}figure,tr,.facts,.panel,.unbroken{break-inside:avoid}
 details>summary{list-style:none}
   .wide{overflow:visible}a{color:inherit;text-decoration:none}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
@@ -102,7 +103,7 @@ def _sheet():
     return (f":root{{{light}}}@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
             f":root[data-theme=dark]{{{dark}}}@media print{{:root,:root[data-theme]{{{light}}}}}{_BASE}{_PARTS}{_PRINT}")
 
-# %% ../../nbs/tracking/50_design.ipynb #44a17405
+# %% ../../nbs/tracking/50_design.ipynb #88d58f8d
 _THEME = """
 (() => {
   const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)");
@@ -112,10 +113,12 @@ _THEME = """
   if (kept === "light" || kept === "dark") root.dataset.theme = kept;
   const isDark = () => root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
   let before = null, closed = [];
-  addEventListener("beforeprint", () => { before = root.dataset.theme || ""; root.dataset.theme = "light"; told();
+  addEventListener("beforeprint", () => { before = root.dataset.theme || ""; root.dataset.theme = "light";
+      root.classList.add("printing"); told();
     closed = [...document.querySelectorAll("details[data-print]:not([open])")]; closed.forEach(d => { d.open = true; });
     });
   addEventListener("afterprint", () => { if (before) root.dataset.theme = before; else delete root.dataset.theme;
+      root.classList.remove("printing");
     closed.forEach(d => { d.open = false; }); told(); });
   dark.addEventListener("change", told);
   window.mlnb = {isDark, toggleTheme() { root.dataset.theme = isDark() ? "light" : "dark"; keep(root.dataset.theme);
