@@ -5,230 +5,14 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #0490a08b
-import argparse, json, os, sys
-from pathlib import Path
+# %% ../nbs/90_cli.ipynb #5f75e68e
+import argparse, os, sys
 from typing import Any
+from . import answers
 from .completion import complete
-from .errors import MlnbError, SelectionError
-from .settings import find_project, pick_pipeline, python_path
+from .errors import MlnbError
 
-# %% ../nbs/90_cli.ipynb #5fa09e07
-def _print(asked, document, text):
-    "The one place where a command's result is printed: `document` for programs, `text()` for people."
-    print(json.dumps(document, indent=1, ensure_ascii=False) if asked.json else text())
-    return 0
-
-def _pipeline(asked):
-    "Project and pipeline that the words mean."
-    project = find_project()
-    return project, pick_pipeline(project, getattr(asked, "pipeline", "") or "")
-
-# %% ../nbs/90_cli.ipynb #b7f49331
-def _request(asked):
-    from mlnb.pipeline.run import Request
-    return Request(asked.pipeline or "", asked.select or "", asked.exclude or "", asked.force or "", tuple(asked.parameter or ()),
-                   Path(asked.parameters_file) if asked.parameters_file else None, asked.jobs or 0, asked.keep_going or None,
-                   asked.resume_kernel, asked.keep_kernel, asked.cold)
-
-def _dry_run(asked, prepared):
-    from mlnb.pipeline.inspect import table
-    from mlnb.pipeline.run import dry_report
-    rows = [(name, o.action, "its result is in the store" if o.action == "would-skip" else "forced" if name in prepared.planner.forced
-             else "changed, or never run" if o.decision else "a stage above it would run") for name, o in prepared.plan.items()]
-    return _print(asked, dry_report(prepared), lambda: table(("stage", "action", "because"), rows))
-
-def _run(asked):
-    from mlnb.pipeline.inspect import outcome_text
-    from mlnb.pipeline.run import EXIT_CODES, prepare, report, run, track
-    project, request = find_project(), _request(asked)
-    prepared = prepare(project, request)
-    if asked.dry_run: return _dry_run(asked, prepared)
-    watch = _watcher(prepared, asked.verbose)
-    try: data = run(prepared, request, watch)
-    finally: watch.close()
-    if any(r["status"] == "ran" for r in data["stages"].values()): track(project, project.runs/data["run"])
-    _print(asked, report(data), lambda: outcome_text(data, {n: s.when for n, s in prepared.planner.graph.stages.items()}))
-    return EXIT_CODES[data["status"]]
-
-def _watcher(prepared, verbose):
-    "Nothing to show for a run that skips everything; else what suits the terminal."
-    from mlnb.pipeline.progress import Lines, watcher
-    if all(o.action == "would-skip" for o in prepared.plan.values()):
-        quiet = Lines(); quiet._say = lambda text: None
-        return quiet
-    return watcher(verbose)
-
-def _run_stage(asked):
-    from mlnb.pipeline.launch import import_papermill, serve
-    if asked.serve: return serve(asked.serve)
-    if asked.parent:
-        from mlnb.pipeline.processes import die_with_parent
-        die_with_parent(asked.parent)
-    import_papermill()
-    from mlnb.pipeline.attempt import run_stage
-    return run_stage(Path(asked.spec))
-
-# %% ../nbs/90_cli.ipynb #e4ea3fb9
-def _check(asked):
-    from mlnb.pipeline.check import check, problems_text
-    project = find_project()
-    names = [pick_pipeline(project, asked.pipeline)] if asked.pipeline else project.pipelines() or [pick_pipeline(project)]
-    problems = [p for name in names for p in check(project, name)]
-    documents = [{k: getattr(p, k) for k in ("notebook", "cell", "line", "rule", "message", "level", "cure")} for p in problems]
-    _print(asked, documents, lambda: problems_text(problems) or f"no problems in {', '.join(names)}")
-    return 2 if any(p.level == "error" for p in problems) else 0
-
-def _stages(asked):
-    from mlnb.pipeline.stage import read_pipeline
-    project, pipeline = _pipeline(asked)
-    return project, pipeline, read_pipeline(project, pipeline)
-
-def _params(asked):
-    from mlnb.pipeline.assign import assign
-    from mlnb.pipeline.inspect import params_rows, params_text
-    _, _, stages = _stages(asked)
-    if asked.stage and asked.stage not in stages:
-        raise SelectionError(f"no stage '{asked.stage}'", expected="one of: " + ", ".join(stages))
-    rows = [r for r in params_rows(stages, assign(stages, asked.parameter or [], None)) if asked.stage in (None, r["stage"])]
-    return _print(asked, rows, lambda: params_text(rows))
-
-def _ls(asked):
-    from mlnb.pipeline.assign import assign
-    from mlnb.pipeline.graph import build_graph
-    from mlnb.pipeline.run import Request, choose
-    from mlnb.pipeline.stale import stage_states
-    project, pipeline, stages = _stages(asked)
-    graph, words = build_graph(stages), f"{asked.select}{asked.exclude}"
-    states = stage_states(project, pipeline, graph, assign(stages, [], None)) if "state:" in words or "result:" in words else None
-    chosen = choose(graph, Request(select=asked.select or "", exclude=asked.exclude or ""), states)
-    return _print(asked, chosen, lambda: "\n".join(chosen))
-
-def _graph(asked):
-    from mlnb.pipeline.draw import graph_svg, graph_text
-    from mlnb.pipeline.graph import build_graph
-    project, pipeline, stages = _stages(asked)
-    graph, states = build_graph(stages), _last_states(project, pipeline)
-    if asked.svg: return _picture(asked.svg, graph_svg(graph, states))
-    document = {"pipeline": pipeline, "stages": {n: {"upstream": list(graph.upstream[n]), "notebook": s.path.name, "status": states.get(n)}
-                                                 for n, s in graph.stages.items()}, "order": list(graph.order)}
-    return _print(asked, document, lambda: graph_text(graph, states))
-
-def _picture(place, svg):
-    from mlnb.files import write_atomic
-    if place == "-": print(svg, end="")
-    else:
-        write_atomic(Path(place), svg)
-        print(f"written: {place}", file=sys.stderr)
-    return 0
-
-def _last_states(project, pipeline):
-    from mlnb.errors import RunError
-    from mlnb.pipeline.runs import find_run, read_run
-    try: data = read_run(project, find_run(project, "last", pipeline))
-    except RunError: return {}
-    return {name: record["status"] for name, record in data["stages"].items()}
-
-def _why(asked):
-    from mlnb.pipeline.stale import why_report
-    project, pipeline, stages = _stages(asked)
-    if asked.stage and asked.stage not in stages:
-        raise SelectionError(f"no stage '{asked.stage}'", expected="one of: " + ", ".join(stages))
-    document, text = why_report(project, pipeline, stages, asked.stage or "", asked.against or "", asked.parameter or [])
-    return _print(asked, document, lambda: text)
-
-def _runs(asked):
-    from mlnb.pipeline.inspect import runs_text
-    from mlnb.pipeline.runs import list_runs
-    found = list_runs(find_project())
-    shown = found[:asked.number] if asked.number else found
-    return _print(asked, shown if asked.number_given else found, lambda: runs_text(found, asked.number))
-
-def _found_run(asked):
-    from mlnb.pipeline.runs import find_run, read_run
-    project = find_project()
-    return project, read_run(project, find_run(project, asked.run or "last"))
-
-def _show(asked):
-    from mlnb.pipeline.inspect import run_text
-    _, data = _found_run(asked)
-    return _print(asked, data, lambda: run_text(data))
-
-def _status(asked):
-    from mlnb.pipeline.inspect import status_rows, status_text
-    project, data = _found_run(asked)
-    rows = status_rows(project, data)
-    return _print(asked, {"run": data["run"], "pipeline": data["pipeline"], "status": data["status"], "stages": rows}, lambda: status_text(data, rows))
-
-def _lineage(asked):
-    from mlnb.pipeline.lineage import lineage, lineage_text
-    node = lineage(find_project(), asked.scrap, asked.run or "last")
-    return _print(asked, node, lambda: lineage_text(node))
-
-def _settings(asked):
-    from mlnb.pipeline.inspect import settings_rows, settings_text
-    return _print(asked, rows := settings_rows(find_project()), lambda: settings_text(rows))
-
-# %% ../nbs/90_cli.ipynb #cb428e3c
-def _kernels(asked):
-    from mlnb.pipeline.inspect import kernels_text
-    from mlnb.pipeline.warm_client import finish_all, parents, stop_parents
-    project = None if asked.all else find_project()
-    if asked.what == "stop":
-        stopped = stop_parents(project)
-        return _print(asked, {"format": 1, "stopped": stopped}, lambda: f"stopped: {stopped}" if stopped else "nothing was there to be stopped")
-    if asked.what == "start": print("importing what the stages import …", file=sys.stderr); finish_all(find_project())
-    found = parents(project, 120.0)
-    return _print(asked, {"format": 1, "parents": found}, lambda: kernels_text(found))
-
-# %% ../nbs/90_cli.ipynb #cb059b44
-def _gc(asked):
-    from mlnb.pipeline.gc import collect
-    from mlnb.pipeline.progress import short_size
-    waste = collect(find_project(), asked.keep, asked.dry_run)
-    word = "would be removed" if asked.dry_run else "removed"
-    return _print(asked, waste._asdict() | {"dry_run": asked.dry_run},
-                  lambda: f"{word}: {len(waste.runs)} runs, {len(waste.results)} results, {len(waste.objects)} objects, {short_size(waste.bytes)}")
-
-def _debug(asked):
-    from mlnb.pipeline.debug import attach_text, enter, failed_stage, stop_kernel
-    project, pipeline = _pipeline(asked)
-    if asked.stop:
-        stage = asked.stage or failed_stage(project, pipeline)["stage"]
-        print(f"the kernel of {stage} has ended" if stop_kernel(project, pipeline, stage) else f"no kernel was kept for {stage}")
-        return 0
-    record = failed_stage(project, pipeline, asked.stage or "")
-    kept = enter(project, record, pipeline, _say_rebuild)
-    return _print(asked, kept, lambda: attach_text(project, record, kept))
-
-def _say_rebuild(event):
-    if event["event"] == "old": print(f"the kernel kept from run {event['run']} is ended", file=sys.stderr)
-    if event["event"] == "rebuild": print(f"rebuilding {event['stage']} up to the failing cell ({event['cells']} cells) …", file=sys.stderr)
-
-def _lab(asked):
-    from mlnb.errors import missing_extra
-    project = find_project()
-    try: import jupyterlab  # noqa: F401
-    except ImportError as e: raise missing_extra("jupyterlab", "lab", "mlnb lab") from e
-    kernels = project.runs/"debug"/"kernels"; kernels.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = python_path(project.root, os.environ.get("PYTHONPATH", ""))
-    options = {"ServerApp.allow_external_kernels": True, "ServerApp.external_connection_dir": kernels,
-               "ContentsManager.pre_save_hook": "mlnb.clean.before_save",
-               "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}
-    os.chdir(project.root)
-    from mlnb.pipeline.warm_client import begin_all
-    begin_all(project)
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *[f"--{k}={v}" for k, v in options.items()], *asked.words])
-
-def _new(asked):
-    from mlnb.new import new_project
-    return new_project(asked)
-
-def _completion(asked):
-    import argcomplete
-    return print(argcomplete.shellcode(["mlnb"], shell=asked.shell)) or 0
-
-# %% ../nbs/90_cli.ipynb #0667928d
+# %% ../nbs/90_cli.ipynb #f234eee2
 _PIPELINE = (("pipeline",), {"nargs": "?", "help": "folder under nbs/stages; not needed when there is only one"})
 _STAGE = (("stage",), {"nargs": "?", "help": "a stage; all, when left out"})
 _RUN = (("run",), {"nargs": "?", "help": "last, last~1, or the beginning of an id; last, when left out"})
@@ -237,45 +21,66 @@ _JSON = (("--json",), {"action": "store_true", "help": "one JSON document on sta
 _SELECT = (("-s", "--select"), {"metavar": "EXPR", "help": "train, +train, train+, 1+train, 'a b' (or), 'a,b' (and), state:modified+, result:failed"})
 _EXCLUDE = (("--exclude",), {"metavar": "EXPR", "help": "the same, taken away"})
 _PARAMETER = (("-p", "--parameter"), {"action": "append", "metavar": "NAME=VALUE", "help": "stage.name=value, or name=value for every stage that has it"})
+_NUMBER = (("-n", "--number"), {"type": int, "metavar": "N", "help": "how many; 0 for all"})
+_WHERE = (("--where",), {"metavar": "QUESTION", "help": "such as \"val_auc > 0.8 and params.lr < 0.01 and 'baseline' in tags\""})
 _flag = lambda word, text: ((word,), {"action": "store_true", "help": text})
 
 COMMANDS: dict[str, Any] = {
-    "run": (_run, "run what changed", [_PIPELINE, _SELECT, _EXCLUDE, (("-f", "--force"), {"metavar": "EXPR", "help": "run these even if nothing changed"}),
+    "run": (answers.run_command, "run what changed", [_PIPELINE, _SELECT, _EXCLUDE,
+        (("-f", "--force"), {"metavar": "EXPR", "help": "run these even if nothing changed"}),
         _PARAMETER, (("-P", "--parameters-file"), {"metavar": "FILE", "help": "YAML or JSON: {name: value, stage: {name: value}}"}),
         (("-j", "--jobs"), {"type": int, "metavar": "N", "help": "stages at once; one per core, when left out"}),
         _flag("--keep-going", "go on with independent stages after a failure"), _flag("--dry-run", "only say what would run"),
         _flag("--keep-kernel", "leave the kernel of a stage that fails alive"), _flag("--resume-kernel", "go on in the kernel that mlnb debug kept"),
         _flag("--cold", "start each kernel by itself instead of forking it"),
+        (("--grid",), {"action": "append", "metavar": "NAME=A,B", "help": "one run for each value; several --grid: for each combination"}),
+        (("--repeat",), {"type": int, "metavar": "N", "help": "each run N times with other seeds"}),
+        (("--seed-of",), {"action": "append", "metavar": "STAGE", "help": "only these stages get other seeds"}),
         (("-v", "--verbose"), {"action": "store_true", "help": "say also why a kernel could not be forked"}), _JSON]),
-    "check": (_check, "find every mistake that can be found without running", [_PIPELINE, _JSON]),
-    "params": (_params, "list parameters with type, value and meaning", [_STAGE, _OF, _PARAMETER, _JSON]),
-    "ls": (_ls, "list the stages an expression means", [_OF, _SELECT, _EXCLUDE, _JSON]),
-    "graph": (_graph, "draw the pipeline with the state of its last run", [_PIPELINE, _JSON,
+    "check": (answers.check_command, "find every mistake that can be found without running", [_PIPELINE, _JSON]),
+    "params": (answers.params_command, "list parameters with type, value and meaning", [_STAGE, _OF, _PARAMETER, _JSON]),
+    "ls": (answers.ls_command, "list the stages an expression means", [_OF, _SELECT, _EXCLUDE, _JSON]),
+    "graph": (answers.graph_command, "draw the pipeline with the state of its last run", [_PIPELINE, _JSON,
         (("--svg",), {"metavar": "FILE", "nargs": "?", "const": "-", "help": "a picture, into a file or on standard output"})]),
-    "why": (_why, "say what changed since the last result", [_STAGE, _OF, (("--against",), {"metavar": "RUN", "help": "compare with this run"}),
+    "why": (answers.why_command, "say what changed since the last result", [_STAGE, _OF, (("--against",), {"metavar": "RUN", "help": "compare with this run"}),
         _PARAMETER, _JSON]),
-    "runs": (_runs, "list runs, newest first", [(("-n", "--number"), {"type": int, "metavar": "N", "help": "how many; 0 for all"}), _JSON]),
-    "show": (_show, "show a run: stages, scraps, failures", [_RUN, _JSON]),
-    "status": (_status, "show what a run is doing now", [_RUN, _JSON]),
-    "lineage": (_lineage, "show what made a result", [(("scrap",), {"help": "stage.scrap, such as train.model"}), (("--run",), {"metavar": "RUN"}), _JSON]),
-    "debug": (_debug, "get into a failed stage", [
+    "runs": (answers.tracking_command("runs_command"), "list runs, newest first", [_NUMBER, _WHERE, _JSON]),
+    "compare": (answers.tracking_command("compare_command"), "put runs beside each other: what differs, who is best", [
+        (("words",), {"nargs": "*", "metavar": "RUN", "help": "last, last~1, the beginning of an id, a pattern, tag:NAME, the id of a grid, a stage, "
+                      "a folder of W&B runs, wandb:ENTITY/PROJECT; the newest runs, when left out"}),
+        _WHERE, _NUMBER, _OF, _flag("--everything", "also what is equal in all runs"),
+        (("--baseline",), {"metavar": "RUN", "help": "the run that others are held against, on the page"}),
+        (("--target",), {"metavar": "METRIC", "help": "what the page is about, such as val_auc"}),
+        (("--html",), {"nargs": "?", "const": "", "metavar": "FILE", "help": "write one HTML page with curves and charts; into runs/compare without FILE"}),
+        _JSON]),
+    "note": (answers.tracking_command("note_command"), "say something about a run, or show what was said", [_RUN,
+        (("-m", "--message"), {"metavar": "TEXT", "help": "a note; '' takes it away"}),
+        (("--tag",), {"action": "append", "metavar": "TAG", "help": "add a tag"}),
+        (("--untag",), {"action": "append", "metavar": "TAG", "help": "take a tag away"}),
+        (("--star",), {"action": argparse.BooleanOptionalAction, "default": None, "help": "mark it; gc keeps runs of which something was said"}), _JSON]),
+    "show": (answers.show_command, "show a run: stages, scraps, failures", [_RUN, _JSON]),
+    "status": (answers.status_command, "show what a run is doing now", [_RUN, _JSON]),
+    "lineage": (answers.lineage_command, "show what made a result", [
+        (("scrap",), {"help": "stage.scrap, such as train.model"}), (("--run",), {"metavar": "RUN"}), _JSON]),
+    "debug": (answers.debug_command, "get into a failed stage", [
         (("stage",), {"nargs": "?", "help": "the first that failed, when left out"}), _OF, _flag("--stop", "end the kept kernel"), _JSON]),
-    "kernels": (_kernels, "show, start or stop what forks kernels with their imports done", [
+    "kernels": (answers.kernels_command, "show, start or stop what forks kernels with their imports done", [
         (("what",), {"nargs": "?", "choices": ("show", "start", "stop"), "default": "show", "help": "show, when left out"}),
         _flag("--all", "of every project of this user"), _JSON]),
-    "gc": (_gc, "remove runs and results that nothing kept needs", [
+    "gc": (answers.gc_command, "remove runs and results that nothing kept needs", [
         (("--keep",), {"type": int, "default": 20, "metavar": "N", "help": "runs of each pipeline to keep (20)"}),
         _flag("--dry-run", "only say what would be removed"), _JSON]),
-    "new": (_new, "make a project from any table", [(("name",), {"help": "folder to make"}),
+    "new": (answers.new_command, "make a project from any table", [(("name",), {"help": "folder to make"}),
         (("--data",), {"required": True, "metavar": "FILE", "help": ".csv or .parquet"}),
         (("--label",), {"required": True, "metavar": "EXPR", "help": "a column, or an expression of columns such as 'tips > 0.2 * fare'"}),
         (("--slices",), {"default": "", "metavar": "A,B", "help": "columns by whose values the model is judged"}),
         (("--time",), {"default": "", "metavar": "COLUMN", "help": "the newest rows become the test set"}), _JSON]),
-    "lab": (_lab, "open the project in JupyterLab", [(("words",), {"nargs": argparse.REMAINDER, "help": "given to jupyter lab"})]),
-    "settings": (_settings, "list every setting with its meaning", [_JSON]),
-    "completion": (_completion, "print what makes a shell complete these words: eval \"$(mlnb completion bash)\"", [
+    "lab": (answers.lab_command, "open the project in JupyterLab", [(("words",), {"nargs": argparse.REMAINDER, "help": "given to jupyter lab"})]),
+    "settings": (answers.settings_command, "list every setting with its meaning", [_JSON]),
+    "completion": (answers.completion_command, "print what makes a shell complete these words: eval \"$(mlnb completion bash)\"", [
         (("shell",), {"choices": ("bash", "zsh", "fish")})]),
-    "run-stage": (_run_stage, "execute one stage; what every engine calls", [(("spec",), {"nargs": "?"}), (("--serve",), {"type": int, "metavar": "PID"}),
+    "run-stage": (answers.run_stage_command, "execute one stage; what every engine calls", [
+        (("spec",), {"nargs": "?"}), (("--serve",), {"type": int, "metavar": "PID"}),
         (("--parent",), {"type": int, "metavar": "PID"})]),
 }
 
@@ -315,7 +120,7 @@ def _parsed(words):
     elif unknown: grammar.error(f"unrecognized arguments: {' '.join(unknown)}")
     return asked
 
-# %% ../nbs/90_cli.ipynb #11b83e6f
+# %% ../nbs/90_cli.ipynb #74667fec
 def main(
     words:list[str],  # without the program's name
 ) -> int:             # exit code
@@ -325,7 +130,6 @@ def main(
         argcomplete.autocomplete(parser())
     try: asked = _parsed(words)
     except SystemExit as e: return e.code if isinstance(e.code, int) else 2
-    if hasattr(asked, "number"): asked.number_given, asked.number = asked.number is not None, 20 if asked.number is None else asked.number
     try: return asked.action(asked)
     except MlnbError as e:
         print(f"mlnb: {e}", file=sys.stderr)

@@ -174,7 +174,7 @@ def _layout(graph):
     right = max([x for x, _ in at.values()], default=0) + wide / 2 + _MARGIN
     return at, wide, right, max([y for _, y in at.values()], default=0) + _HIGH / 2 + _MARGIN, upright
 
-# %% ../../nbs/pipeline/98_draw.ipynb #498d0135
+# %% ../../nbs/pipeline/98_draw.ipynb #37f10acc
 def _edge(path, at, wide, upright, dashed):
     "One edge from box to box: straight beside the boxes of the layers it passes, curved between the layers."
     right, low = (0, _HIGH / 2) if upright else (wide / 2, 0); tip = (0, 5) if upright else (5, 0); d = ""
@@ -185,8 +185,8 @@ def _edge(path, at, wide, upright, dashed):
         d += f"{'L' if d else 'M'}{x:.0f} {y:.0f}C" + " ".join(f"{v:.0f}" for v in (*half, to_x, to_y))
     return f'<path d="{d}"{_DASHES if dashed else ""} marker-end="url(#tip)"/>'
 
-def _box(stage, centre, wide, state):
-    (x, y), look = centre, LOOKS[state or "unknown"]
+def _box(stage, centre, wide, state, looks):
+    (x, y), look = centre, looks.get(state) or LOOKS["unknown"]
     told = f"{stage.path.name}: {look.meaning}" if state else stage.path.name
     lines = [(_short(stage.name), -4 if state else 5, 'font-size="13" font-weight="600"')]
     if state: lines.append((f"{look.mark} {state}", 14, 'font-size="11"'))
@@ -194,23 +194,24 @@ def _box(stage, centre, wide, state):
     return (f'<g><title>{_escape(told)}</title><rect x="{x - wide / 2:.0f}" y="{y - _HIGH / 2:.0f}" width="{wide}" '
             f'height="{_HIGH}" rx="7" fill="{look.fill}" stroke="{look.stroke}" stroke-width="1.5"/>{texts}</g>')
 
-def _legend(shown, width, top):
+def _legend(shown, width, top, looks):
     "A row of marks and words for the states that occur, wrapped to the width; the rows' height."
     parts, x, y = [], _MARGIN, top + 14
     for state in shown:
         room = 26 + 7 * len(state)
         if x > _MARGIN and x + room > width: x, y = _MARGIN, y + 20
-        look = LOOKS[state]
+        look = looks[state]
         parts.append(f'<rect x="{x}" y="{y - 10:.0f}" width="12" height="12" rx="3" fill="{look.fill}" '
                      f'stroke="{look.stroke}"><title>{look.meaning}</title></rect><text x="{x + 18}" y="{y:.0f}" '
                      f'fill="#7d8790" text-anchor="start" font-size="11">{state}</text>')
         x += room
     return "".join(parts), (y - top + 12 if shown else 0)
 
-# %% ../../nbs/pipeline/98_draw.ipynb #30a876ad
+# %% ../../nbs/pipeline/98_draw.ipynb #6864dad0
 def graph_svg(
     graph:Graph,                     # as `build_graph` returns it
-    states:dict[str, str]|None=None, # stage -> a key of LOOKS; missing: "unknown"; None: no states are shown
+    states:dict[str, str]|None=None, # stage -> a key of `looks`; missing: "unknown"; None: no states are shown
+    looks:dict[str, Look]=LOOKS,     # how each state looks
 ) -> str:                            # one <svg> element, for a file or a page; in a notebook HTML(...) fits it into the window
     "Draw a graph as a picture."
     at, wide, width, height, upright = _layout(graph); width = max(width, 320)
@@ -220,8 +221,8 @@ def graph_svg(
         if not isinstance(n, str): points.setdefault(n[:2], []).append(n)
     edges = "".join(_edge([u, *points.get((u, n), ()), n], at, wide, upright, _is_gate(graph.stages[n], u))
                     for n in graph.order for u in graph.upstream[n])
-    boxes = "".join(_box(graph.stages[n], at[n], wide, state[n]) for n in graph.order)
-    legend, rows = _legend([s for s in LOOKS if s in state.values()], width, height)
+    boxes = "".join(_box(graph.stages[n], at[n], wide, state[n], looks) for n in graph.order)
+    legend, rows = _legend([s for s in looks if s in state.values()], width, height, looks)
     size = f"{width:.0f} {height + rows:.0f}"
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{width:.0f}" '
             f'height="{height + rows:.0f}" style="max-width:100%;height:auto" role="img" '

@@ -6,11 +6,12 @@
 __all__ = ['table', 'terminal_width', 'age', 'runs_text', 'run_text', 'outcome_text', 'params_rows', 'params_text',
            'kernels_text', 'settings_rows', 'settings_text', 'status_rows', 'status_text']
 
-# %% ../../nbs/pipeline/86_inspect.ipynb #d0e22c60
+# %% ../../nbs/pipeline/86_inspect.ipynb #8b83ecf3
 import textwrap, time
 from calendar import timegm
 from collections.abc import Iterable
-from .progress import MARKS, failure_text, short_size, short_time
+from ..metrics import read_metrics
+from .progress import MARKS, failure_text, short_size, short_time, step_text
 from ..settings import SETTINGS, Project
 
 # %% ../../nbs/pipeline/86_inspect.ipynb #16d6a1f7
@@ -182,7 +183,7 @@ def settings_text(
         lines.append(f"{row['key']} = {text}{mark}".rstrip())
     return "\n".join(lines[1:])
 
-# %% ../../nbs/pipeline/86_inspect.ipynb #9922fce3
+# %% ../../nbs/pipeline/86_inspect.ipynb #d677c3a1
 def status_rows(
     project:Project,  # where
     data:dict,        # a run, from `read_run`
@@ -199,6 +200,7 @@ def status_rows(
             cells = [e for e in events if e["event"] == "cell"]
             if cells: row |= {"cell": cells[-1]["cell"], "of": cells[-1]["of"]}
             if events: row["seconds"] = round(time.time() - events[0]["time"], 1)
+            row["step"] = next((line for line in reversed(read_metrics(path.with_name("metrics.jsonl"))) if "values" in line), None)
         rows.append(row)
     return rows + [{"stage": n, "status": "waiting", "cell": None, "of": None, "seconds": None} for n in data.get("selected", []) if n not in data["stages"]]
 
@@ -207,6 +209,6 @@ def status_text(
     rows:list[dict],   # from `status_rows`
 ) -> str:              # lines
     "What a run is doing, or did."
-    body = [(f"{MARKS.get(r['status'], ' ')} {r['stage']}", r["status"], f"cell {r['cell']} of {r['of']}" if r["cell"] else "", short_time(r["seconds"]))
-            for r in rows]
-    return f"run {data['run']}: {data['pipeline']}, {data['status']}, started {age(data['started'])}\n\n" + table(("  stage", "status", "", "took"), body)
+    body = [(f"{MARKS.get(r['status'], ' ')} {r['stage']}", r["status"], f"cell {r['cell']} of {r['of']}" if r["cell"] else "", short_time(r["seconds"]),
+             step_text(r["step"]["step"], r["step"]["values"], [], r["step"]["of"]) if r.get("step") else "") for r in rows]
+    return f"run {data['run']}: {data['pipeline']}, {data['status']}, started {age(data['started'])}\n\n" + table(("  stage", "status", "", "took", ""), body)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Decision', 'Planner', 'upstream_digests', 'is_whole', 'gate_open', 'unselected_records', 'Outlook', 'outlook']
 
-# %% ../../nbs/pipeline/80_plan.ipynb #f34e9dac
+# %% ../../nbs/pipeline/80_plan.ipynb #5c9ddb52
 from collections.abc import Set
 from typing import NamedTuple
 from ..errors import MlnbError, RunError, ScrapError
-from .fingerprint import fingerprint, open_measures, parts_of, texts_of
+from .fingerprint import Measures, fingerprint, open_measures, parts_of, texts_of
 from .graph import Graph
 from .runs import newest_good
 from .stage import Stage
@@ -17,7 +17,7 @@ from .store import Store
 from .values import from_plain
 from ..settings import Project
 
-# %% ../../nbs/pipeline/80_plan.ipynb #779939bb
+# %% ../../nbs/pipeline/80_plan.ipynb #04868ac6
 class Decision(NamedTuple):
     "What is to be done with one stage."
     action: str        # "skip" or "run"
@@ -28,14 +28,20 @@ class Decision(NamedTuple):
 class Planner:
     "Decides, one stage at a time, from the records of the stages above it."
 
-    def __init__(self, project:Project, graph:Graph, values:dict[str, dict], forced:Set[str]=frozenset()):
-        self.project, self.graph, self.values, self.forced = project, graph, values, forced
-        self.store, self.measures = Store(project.runs/"store"), open_measures(project)
+    def __init__(self, project:Project, graph:Graph, values:dict[str, dict], forced:Set[str]=frozenset(),
+                 measures:Measures|None=None, seeds:dict[str, int]|None=None):
+        self.project, self.graph, self.values, self.forced, self.seeds = project, graph, values, forced, seeds or {}
+        self.store, self.measures = Store(project.runs/"store"), measures or open_measures(project)
+
+    def project_of(self, name:str) -> Project:
+        "The project as a stage sees it: with the seed of that stage."
+        if name not in self.seeds: return self.project
+        return self.project._replace(settings=self.project.settings | {("pipeline", "seed"): self.seeds[name]})
 
     def decide(self, name:str, records:dict[str, dict]) -> Decision:
         "Skip or run, given the records of the stages above; raises `ScrapError` when one of them lacks a scrap."
         stage = self.graph.stages[name]
-        parts = parts_of(stage, self.values[name], upstream_digests(stage, records), self.project, self.measures)
+        parts = parts_of(stage, self.values[name], upstream_digests(stage, records), self.project_of(name), self.measures)
         mark = fingerprint(parts)
         record = self.store.get_result(mark) if stage.cache and name not in self.forced else None
         if record and not is_whole(record, self.store): record = None

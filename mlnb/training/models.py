@@ -6,13 +6,14 @@
 __all__ = ['NUMBERS', 'to_inputs', 'build_model', 'predict', 'History', 'batches', 'compile_model', 'epoch_line', 'monitor_of',
            'train_model', 'fit_model']
 
-# %% ../../nbs/training/20_models.ipynb #1337a404
+# %% ../../nbs/training/20_models.ipynb #1f4fef34
 from collections.abc import Mapping
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..data.schemas import MAX_LEVELS, column_values, features_of, measure, require_columns
 from ..errors import TrainingError
+from .callbacks import log_fit
 from .metrics import MAIN_METRIC, SMALLER_IS_BETTER, score_table
 from .quiet import import_tensorflow
 
@@ -210,7 +211,7 @@ def epoch_line(
         print(f"epoch {epoch + 1:>3}/{epochs}  {shown}", flush=True)
     return keras.callbacks.LambdaCallback(on_epoch_end=line)
 
-# %% ../../nbs/training/20_models.ipynb #230ae7a1
+# %% ../../nbs/training/20_models.ipynb #961a536d
 def monitor_of(
     task:str,             # "binary", "multiclass" or "regression"
 ) -> tuple[str, str]:     # curve of the validation rows, and "max" or "min"
@@ -238,7 +239,7 @@ def train_model(
     record = model.fit(batches(train, schema, batch_size, weights, seed),
                        validation_data=batches(valid, schema, 4096), epochs=epochs,
                        shuffle=False, verbose=0,
-                       callbacks=[stop, keras.callbacks.TerminateOnNaN()] + [epoch_line(epochs, monitor)] * report)
+                       callbacks=[stop, keras.callbacks.TerminateOnNaN(), log_fit()] + [epoch_line(epochs, monitor)] * report)
     curves = pd.DataFrame({name: pd.Series(values) for name, values in record.history.items()})
     curves.index = pd.RangeIndex(1, len(curves) + 1, name="epoch")
     if not np.isfinite(curves["loss"]).all() or monitor not in curves:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPACE', 'METHODS', 'settings_of', 'Tuning', 'tune']
 
-# %% ../../nbs/training/30_tuning.ipynb #d9710804
+# %% ../../nbs/training/30_tuning.ipynb #b5c0ec4f
 import contextlib
 import io
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from ..data.schemas import measure
 from ..data.splits import row_hashes
 from ..errors import TrainingError
 from ..files import canonical_json, digest
+from .callbacks import log_trials
 from .models import batches, build_model, compile_model, monitor_of
 from .quiet import import_tensorflow
 
@@ -99,7 +100,7 @@ def tune(
     if left > 0: _search(tuner, epochs, monitor, mode)
     return _results(tuner, monitor, mode)
 
-# %% ../../nbs/training/30_tuning.ipynb #f0d40cf5
+# %% ../../nbs/training/30_tuning.ipynb #d31dc459
 def _tuner(schema, folder, name, trials, settings, data, line):
     import keras_tuner
     monitor, mode = monitor_of(schema["label"]["task"])
@@ -107,9 +108,11 @@ def _tuner(schema, folder, name, trials, settings, data, line):
     size = {"max_trials": trials} if settings["method"] == "random" else {"max_epochs": settings["epochs"], "factor": 3}
     seed, goal = settings["seed"] + 1, keras_tuner.Objective(monitor, mode)  # a seed of 0 is none to keras-tuner
     with contextlib.redirect_stdout(io.StringIO()):  # it greets with the folder's path
-        return _tuner_class(kind, data, line)(
+        tuner = _tuner_class(kind, data, line)(
             _builder(schema, settings["seed"]), objective=goal, seed=seed, directory=str(folder), project_name=name,
             overwrite=False, max_consecutive_failed_trials=3, **size)
+    log_trials(tuner)
+    return tuner
 
 def _search(tuner, epochs, monitor, mode):
     import keras
