@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from .grid import GRID_SCRIPT, differing, is_numeric, runs_data
 from .markup import script, style, text
 
-# %% ../../nbs/tracking/51_axes.ipynb #2890450e
+# %% ../../nbs/tracking/51_axes.ipynb #22acbb99
 _SCALES = r"""
 (() => {
   "use strict";
@@ -31,10 +31,12 @@ _SCALES = r"""
         a = f(low), b = f(high);
       const at = i => { const v = column.number(i); return Number.isFinite(v) ? b > a ? (f(v) - a) / (b - a) : 0.5 :
         null; };
-      const ticks = [0, 0.25, 0.5, 0.75, 1].map(t => [t, mlnb.number(on ? 10 ** (a + t * (b - a)) : a + t * (b - a),
-            3)]);
-      return {at, can, on, ticks: b > a ? ticks : [[0.5, mlnb.number(low, 3)]], value: t => on ?
-        10 ** (a + t * (b - a)) : a + t * (b - a)};
+      const even = [0, 0.25, 0.5, 0.75, 1].map(t => [t, mlnb.number(on ? 10 ** (a + t * (b - a)) : a + t * (b - a),
+            3)]), own = [...new Set(found)].sort((p, q) => p - q);
+      const few = own.length <= 8 ? own.map(v => [b > a ? (f(v) - a) / (b - a) : 0.5, mlnb.number(v)]).filter(([t], k,
+          all) => !k || t - all[k - 1][0] > 0.04) : even;
+      return {at, can, on, own: own.length <= 12 ? own : null, ticks: few, value: t => on ? 10 ** (a + t * (b - a)) :
+        a + t * (b - a)};
     }
     const levels = [...new Set(rows.map(i => column.text(i)).filter(Boolean))].sort((a, b) => a.localeCompare(b, "en",
         {numeric: true}));
@@ -62,15 +64,14 @@ _SCALES = r"""
       const pen = canvas.getContext("2d"); pen.setTransform(ratio, 0, 0, ratio, 0, 0);
       pen.clearRect(0, 0, width, height); draw(pen, width, height);
     };
-    let waiting = false;
-    const later = () => { if (!waiting) { waiting = true; requestAnimationFrame(() => { waiting = false; go(); }); } };
-    new ResizeObserver(later).observe(box); mlnb.listen("theme", go); addEventListener("beforeprint", go);
-    box.prepend(canvas); return later;
+    const later = mlnb.whenSeen(box, go); new ResizeObserver(later).observe(box); mlnb.listen("theme", later);
+    box.prepend(canvas);
+    return later;
   };
 })();
 """
 
-# %% ../../nbs/tracking/51_axes.ipynb #967c7a8b
+# %% ../../nbs/tracking/51_axes.ipynb #c723ea8e
 _LOOKS = """
 .par .field{overflow-x:auto}.par .stage{position:relative;height:22rem}
 .par canvas{position:absolute;inset:0;pointer-events:none}
@@ -81,6 +82,7 @@ _LOOKS = """
   background:var(--wash);border:1px solid var(--accent);opacity:.65;border-radius:3px}
 .par .axis button{position:absolute;bottom:0;left:50%;transform:translateX(-50%);min-height:1.375rem;padding:0 .375rem;
   font-size:.75rem}
+@media print{.par .axis button{display:none}}
 .par .ramp{display:inline-block;width:7rem;height:.625rem;border-radius:3px}.choose{columns:14rem;margin:.25rem 0 .5rem}
 .choose label{display:flex;gap:.375rem;font-size:.875rem}
 """
@@ -99,9 +101,9 @@ _PARALLEL = r"""
       const axes = [...given.slice(0, 6), ...best.filter(c => c.key !== target).slice(0, 2)].map(c => c.key);
       this.asked = {a: [...axes, ...(target && !axes.includes(target) ? [target] : [])], c: target, l: {},
         ...(mlnb.kept(box.id) || {})};
-      this.asked.a = this.asked.a.filter(k => this.byKey.has(k));
+      this.asked.a = this.asked.a.filter(k => this.byKey.has(k)); this.asked.l = mlnb.bag(this.asked.l);
       this.bar = el("div", {className: "bar"}); this.choose = el("div", {hidden: true});
-      this.stage = el("div", {className: "stage"}); this.axes = el("div", {}); this.stage.append(this.axes);
+      this.stage = el("div", {className: "stage unbroken"}); this.axes = el("div", {}); this.stage.append(this.axes);
       box.replaceChildren(this.bar, this.choose, el("div", {className: "field", tabIndex: 0, role: "group",
             ariaLabel: "Parallel axes"}, this.stage));
       this.redraw = mlnb.canvas(this.stage, (pen, w, h) => this.draw(pen, w, h));
@@ -136,8 +138,8 @@ _PARALLEL = r"""
       const zone = el("div", {className: "zone", tabIndex: 0, role: "group",
           ariaLabel: `${key}: arrow up and down narrow it, Escape frees it`}, mark);
       let from = null;
-      const at = e => { const r = zone.getBoundingClientRect();
-        return Math.min(1.02, Math.max(-0.02, 1 - (e.clientY - r.top) / r.height)); };
+      const at = e => { const r = zone.getBoundingClientRect(), t = 1 - (e.clientY - r.top) / r.height;
+        return t > 0.97 ? 1.02 : t < 0.03 ? -0.02 : t; };
       const set = b => { if (b && b[1] - b[0] > 0.015) this.brushes.set(key, b); else this.brushes.delete(key); show();
         this.redraw(); };
       const events = {pointerdown: e => { from = at(e); try { zone.setPointerCapture(e.pointerId); } catch (error) {
@@ -154,7 +156,7 @@ _PARALLEL = r"""
         el("span", {className: "soft"}, column.stage),
         el("b", {}, column.label + (column.best ? column.best === "max" ? " ↑" : " ↓" : "")), zone,
         scale.can && el("button", {type: "button", ariaPressed: String(scale.on),
-            on: {click: () => { this.brushes.delete(key); this.ask({l: {...this.asked.l, [key]: !scale.on}});
+            on: {click: () => { this.brushes.delete(key); this.ask({l: mlnb.bag({...this.asked.l, [key]: !scale.on})});
                 this.tell(); }}}, "log"));
     }
     x(n) { const count = this.asked.a.length, edge = Math.min(12, 50 / count); return count > 1 ?

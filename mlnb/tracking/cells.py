@@ -9,7 +9,7 @@ __all__ = ['CELLS_SCRIPT', 'CELLS_STYLE']
 import json
 from .markup import STATES, script, style
 
-# %% ../../nbs/tracking/49_cells.ipynb #2d166e16
+# %% ../../nbs/tracking/49_cells.ipynb #c8bffcf7
 _LOOKS = """
 .grid{position:relative}.grid .count{max-width:none}
 .grid .panel{border:1px solid var(--line);border-radius:8px;padding:.75rem 1rem;margin:.5rem 0;background:var(--raised)}
@@ -44,6 +44,7 @@ _LOOKS = """
 .grid .swatch{flex:none;width:.75rem;height:.75rem;border-radius:3px;border:1px solid var(--line)}
 .grid .who button{flex:none;border:0;background:none;padding:0 .25rem;min-height:1.5rem;color:var(--soft);opacity:.75}
 .grid .who button[aria-pressed=true]{color:var(--accent);opacity:1}.grid .missing{color:var(--soft)}
+.grid td.n .delta{display:inline-block;min-width:8.5ch;text-align:left}.grid .across td .delta{min-width:0}
 .grid .delta{margin-left:.5rem;font-size:.8125rem;color:var(--soft)}.grid .delta.good{color:var(--good)}
 .grid .delta.bad{color:var(--bad)}
 .grid .best{font-weight:700;background:var(--mark);border-radius:4px;padding:.0625rem .375rem}
@@ -55,20 +56,25 @@ _LOOKS = """
 .grid .across .head button{min-height:2rem}.grid .across .head small{display:inline;margin-right:.375rem}
 .grid tr.part>*{background:var(--raised);font-weight:600;position:sticky;left:0}
 @media (max-width:40rem){.grid .window{max-height:80vh}.grid .bar input[type=search]{flex:1 1 100%}}
-@media print{.grid .window{max-height:none;overflow:visible;border:0}
+.printing main:has(.grid){width:1000px}
+@media print{@page{size:landscape}.grid .window{max-height:none;overflow:visible;border:0}
 .grid table{font-size:7pt;table-layout:auto;width:100%}.grid th,.grid td{height:auto;padding:.125rem .375rem;
-  white-space:normal;position:static!important}.grid .who input,.grid .who button,.grid .filters{display:none}
-.grid .head button{padding:0;min-height:0}.grid thead{position:static}}
+  white-space:normal;position:static!important}
+.grid td .delta,.grid .badge,.grid .pill{font-size:6.5pt;margin-left:.25rem}
+.grid .who input,.grid .who button,.grid .filters{display:none}.grid .head button{padding:0;min-height:0}
+.grid thead{position:static;display:table-row-group}.grid td.n .delta{min-width:0}}
 """
 
-# %% ../../nbs/tracking/49_cells.ipynb #b02b138d
+# %% ../../nbs/tracking/49_cells.ipynb #e7626f52
 _CELLS = r"""
 (() => {
   "use strict";
   const mlnb = window.mlnb, {el} = mlnb, GIVEN = mlnb.GIVEN = new Set(["parameter", "data", "code", "package",
       "environment"]);
-  const signed = (v, unit) => (v > 0 ? "+" : v < 0 ? "−" : "±") + (unit ? mlnb.shown(Math.abs(v), unit) :
-    mlnb.number(Math.abs(v), 3));
+  const signed = (v, unit, places = -1) => { const size = Math.abs(v), fixed = places >= 0 &&
+    size >= 0.5 * 10 ** -places;
+    return (v > 0 ? "+" : "−") + (unit ? mlnb.shown(size, unit) : fixed ? size.toFixed(places) : mlnb.number(size, 2));
+    };
   mlnb.deltaOf = (grid, column, value, other, half) => {
     if (!Number.isFinite(value) || !Number.isFinite(other) || value === other) return null;
     const by = value - other, noise = Math.max(grid.noise[column.key] || 0, half || 0), inside = Math.abs(by) < noise;
@@ -79,7 +85,7 @@ _CELLS = r"""
     return el("span", {className: "delta" + tone,
         title: `${told}: ${signed(by, column.unit)} against the baseline` + (noise ?
           `, noise ± ${mlnb.number(noise, 2)}` : "")},
-      `${mark}${mark && " "}${signed(by, column.unit)}`);
+      `${mark}${mark && " "}${signed(by, column.unit, column.fixed)}`);
   };
   const marked = (view, column, key, words) => {
     const best = view.best.get(column.key);
@@ -106,8 +112,8 @@ _CELLS = r"""
     if (words === "") td.append(el("span", {className: "missing", title: "no value"}, "–"));
     else if (column.key === "run:status") td.append(badge(words));
     else td.append(...[marked(view, column, item.key, words)].flat());
-    if (base >= 0 && i !== base && counted) td.append(mlnb.deltaOf(grid, column, column.number(i),
-        column.number(base)) || "");
+    if (base >= 0 && counted) td.append((i !== base && mlnb.deltaOf(grid, column, column.number(i),
+          column.number(base))) || el("span", {className: "delta"}));
     if (base >= 0 && i !== base && !counted && column.kind !== "run" && column.kind !== "about" &&
       full !== column.values[base]) { td.classList.add("other"); td.prepend("≠ "); }
     if (typeof full === "string" && full.length > 9) td.title = full;
@@ -228,6 +234,6 @@ _WINDOW = r"""
 })();
 """
 
-# %% ../../nbs/tracking/49_cells.ipynb #186a85ff
-CELLS_SCRIPT = script(f"window.mlnb.states = {json.dumps(STATES, ensure_ascii=False)};") + script(_CELLS) + script(_WINDOW)
+# %% ../../nbs/tracking/49_cells.ipynb #f2b12216
+CELLS_SCRIPT = script(f"window.mlnb.states = window.mlnb.bag({json.dumps(STATES, ensure_ascii=False)});") + script(_CELLS) + script(_WINDOW)
 CELLS_STYLE = style(_LOOKS)

@@ -15,7 +15,7 @@ from .importance import parameter_importance
 # %% ../../nbs/tracking/54_charts.ipynb #88d56548
 CHARTS = (curves_chart, parallel_coordinates)  # built in notebooks of their own
 
-# %% ../../nbs/tracking/54_charts.ipynb #20c54a86
+# %% ../../nbs/tracking/54_charts.ipynb #9dcb4494
 _LOOKS = """
 .matrix canvas{position:absolute;inset:0;pointer-events:none}
 .matrix .field{position:relative;max-width:60rem;touch-action:pan-y;cursor:crosshair}
@@ -44,7 +44,7 @@ _MATRIX = r"""
       this.asked = {f: [...best.slice(0, 2), ...given.slice(0, 2)].map(c => c.key), ...(mlnb.kept(box.id) || {})};
       this.asked.f = this.asked.f.filter(k => this.byKey.has(k));
       if (this.asked.f.length < 2) this.asked.f = columns.slice(0, 4).map(c => c.key);
-      this.choose = el("div", {hidden: true}); this.field = el("div", {className: "field"});
+      this.choose = el("div", {hidden: true}); this.field = el("div", {className: "field unbroken"});
       this.told = el("p", {className: "small soft", role: "status"}, "Drag over points to keep them.");
       this.mark = el("div", {hidden: true}); this.field.append(this.mark);
       box.replaceChildren(el("div", {className: "bar"},
@@ -60,8 +60,9 @@ _MATRIX = r"""
     rows() { const index = new Map(this.ids.map((id, i) => [id, i])); return mlnb.selected(this.ids).visible.map(id =>
         index.get(id)).filter(i => i !== undefined); }
     draw(pen, width) {
-      const keys = this.asked.f, n = keys.length, rows = this.rows(), {colours} = mlnb.selected(this.ids),
-        w = width / n, h = width * 0.8 / n, pad = 8, all = this.ids.map((_, i) => i);
+      const keys = this.asked.f, n = keys.length, {colours} = mlnb.selected(this.ids), grey = i =>
+        colours[this.ids[i]] === undefined, found = this.rows(), rows = [...found.filter(grey),
+        ...found.filter(i => !grey(i))], w = width / n, h = width * 0.8 / n, pad = 8, all = this.ids.map((_, i) => i);
       if (n < 1) return;
       const scales = keys.map(k => mlnb.scaleOf(this.byKey.get(k), all)), words = keys.map(k => this.byKey.get(k));
       this.points = []; this.cell = {w, h, pad, n};
@@ -77,7 +78,7 @@ _MATRIX = r"""
             y = y0 + h - pad - (b + j(words[r])) * (h - 2 * pad), own = colours[this.ids[i]];
           pen.globalAlpha = own === undefined ? rows.length > 300 ? 0.35 : 0.6 : 1;
           pen.fillStyle = own === undefined ? mlnb.css("soft") : mlnb.css("s" + own); pen.beginPath();
-          pen.arc(x, y, own === undefined ? 2 : 3.5, 0, 7); pen.fill(); pen.globalAlpha = 1;
+          pen.arc(x, y, own === undefined ? 2.5 : 4, 0, 7); pen.fill(); pen.globalAlpha = 1;
           this.points.push([x, y, i]);
         }
       }
@@ -86,8 +87,14 @@ _MATRIX = r"""
       const bins = new Array(12).fill(0);
       rows.forEach(i => { const t = scale.at(i); if (t !== null) bins[Math.min(11, Math.floor(t * 12))]++; });
       const most = Math.max(1, ...bins), bar = (w - 16) / 12; pen.fillStyle = mlnb.css("line");
-      bins.forEach((b, k) => pen.fillRect(x0 + 8 + k * bar, y0 + h - 8 - b / most * (h - 44), bar - 1,
-          b / most * (h - 44)));
+      const foot = 20;
+      bins.forEach((b, k) => pen.fillRect(x0 + 8 + k * bar, y0 + h - foot - b / most * (h - foot - 36), bar - 1,
+          b / most * (h - foot - 36)));
+      const ends = [scale.ticks[0]?.[1] ?? "", scale.ticks.at(-1)?.[1] ?? ""]; pen.font = "11px system-ui, sans-serif";
+      pen.fillStyle = mlnb.css("soft"); pen.fillText(ends[0], x0 + 8, y0 + h - 17);
+      pen.textAlign = "right";
+      if (ends[1] !== ends[0]) pen.fillText(ends[1], x0 + w - 8, y0 + h - 17); pen.textAlign = "left";
+      pen.font = "12px system-ui, sans-serif";
       pen.fillStyle = mlnb.css("ink"); pen.save(); pen.beginPath(); pen.rect(x0, y0, w - 6, h); pen.clip();
       if (column.stage) { pen.fillStyle = mlnb.css("soft"); pen.fillText(column.stage, x0 + 8, y0 + 7);
         pen.fillStyle = mlnb.css("ink"); }
@@ -144,9 +151,10 @@ _SCATTER = r"""
           labels: data.rows.map(r => r[1])});
       this.asked = {x: (given[0] || columns[0]).key, y: (best[0] || columns[1] || columns[0]).key, c: "",
         ...(mlnb.kept(box.id) || {})};
-      this.bar = el("div", {className: "bar"}); this.plot = el("div", {className: "plot"});
+      this.bar = el("div", {className: "bar"}); this.plot = el("div", {className: "plot unbroken"});
       box.replaceChildren(this.bar, this.plot);
-      this.controls(); this.dirty = mlnb.whenSeen(this.plot, () => this.draw()); mlnb.listen("selection", this.dirty);
+      this.controls(); this.dirty = mlnb.whenSeen(this.plot, () => this.draw());
+      new ResizeObserver(this.dirty).observe(this.plot); mlnb.listen("selection", this.dirty);
       mlnb.listen("theme", this.dirty);
     }
     controls() { const set = k => v => { this.asked[k] = v; mlnb.keep(this.box.id, this.asked); this.dirty(); };
@@ -169,9 +177,13 @@ _SCATTER = r"""
         text: rows.map(i => [this.labels[i], `${x.key} ${x.text(i)}`, `${y.key} ${y.text(i)}`, c &&
             `${c.key} ${c.text(i)}`].filter(Boolean).map(mlnb.plain).join("<br>")),
           hovertemplate: "%{text}<extra></extra>"}, first = !this.plot.data;
-      const axis = col => ({title: {text: mlnb.plain(col.key)}, type: col.numeric ? log(col) || "linear" : "category"});
-      window.Plotly.react(this.plot, [trace], mlnb.layout({xaxis: axis(x), yaxis: axis(y), margin: {l: 56, r: 10, t: 6,
-              b: 44}}), mlnb.CONFIG);
+      const axis = col => { const own = mlnb.scaleOf(col, rows).own, given = own && col.kind === "parameter" ?
+        {tickvals: own, ticktext: own.map(v => mlnb.number(v))} : {tickformat: "~g"};
+        return {title: {text: mlnb.plain(col.key)}, type: col.numeric ? log(col) || "linear" : "category",
+          ...(col.numeric ? given : {})};
+        };
+      window.Plotly.react(this.plot, [trace], mlnb.layout(this.plot, {xaxis: axis(x), yaxis: axis(y),
+            margin: {l: 56, r: 10, t: 6, b: 44}}), mlnb.CONFIG);
       if (first) this.plot.on("plotly_click", e => mlnb.tell("pick", {ids: [this.ids[e.points[0].customdata]]}));
     }
   }

@@ -27,8 +27,8 @@ def thin(
         kept |= {start + int(lowest[start:end].argmin()), start + int(highest[start:end].argmax())}
     return sorted(kept)
 
-# %% ../../nbs/tracking/53_curves.ipynb #701bc11a
-_POINTS, _MOST, _LEAST = 200_000, 2000, 40
+# %% ../../nbs/tracking/53_curves.ipynb #e28eaea9
+_POINTS, _MOST, _LEAST = 250_000, 2000, 40
 
 def _limit(curves): return max(_LEAST, min(_MOST, _POINTS // max(1, sum(map(len, curves.values())))))
 
@@ -57,17 +57,21 @@ def _curve(axes, place, curve, started, limit):
     bad = next((s for s, v in zip(steps, values, strict=False) if not math.isfinite(v)), None)
     return [place, _axis(axes, _short([steps[k] for k in kept], 9)), _short([values[k] for k in kept], 5), clock, len(values), bad]
 
-# %% ../../nbs/tracking/53_curves.ipynb #3e7fcfcd
+# %% ../../nbs/tracking/53_curves.ipynb #9a67c6db
 _LOOKS = """
 .curves .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(27rem,100%),1fr));gap:1rem 1.5rem}
 .curves .panel{min-width:0;margin:0}
-.curves figcaption{font-weight:600;font-size:.875rem;margin:.25rem 0}.curves .plot{height:16.5rem}
+.curves figcaption{font-weight:600;font-size:.875rem;margin:.25rem 0}
+.curves figcaption span{font-weight:400;margin-left:.75rem}.layers{position:relative}
+.layers canvas{position:absolute;inset:0;pointer-events:none}
+.layers .plot{position:relative}.curves .plot{height:16.5rem}
 .legend{display:flex;flex-wrap:wrap;gap:.25rem .5rem;margin:.5rem 0}
 .legend button{display:inline-flex;gap:.4375rem;align-items:center;border-color:transparent;font-size:.8125rem;
   min-height:1.75rem;max-width:100%}
 .legend i{display:inline-block;width:1.375rem;border-top:3px solid;flex:none}
 .legend span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-.curves .choose{columns:14rem;margin:.25rem 0 .5rem}.curves .choose label{display:flex;gap:.375rem;font-size:.875rem}
+@media print{.curves .choose{display:none}}.curves .choose{columns:14rem;margin:.25rem 0 .5rem}
+.curves .choose label{display:flex;gap:.375rem;font-size:.875rem}
 """
 _DRAWING = r"""
 (() => {
@@ -80,25 +84,18 @@ _DRAWING = r"""
         return last / (1 - w ** n); });
   };
   mlnb.spread = axis => Array.isArray(axis) ? axis : Array.from({length: axis.n}, (_, i) => axis.from + i * axis.by);
-  mlnb.layout = more => {
+  mlnb.layout = (plot, more) => {
     const ink = mlnb.css("soft"), line = mlnb.css("line"), axis = {gridcolor: line, linecolor: line, zeroline: false,
       automargin: true, tickfont: {size: 11}, title: {font: {size: 12}}};
-    return {margin: {l: 48, r: 10, t: 6, b: 36}, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    return {width: plot.clientWidth, height: plot.clientHeight, margin: {l: 48, r: 10, t: 6, b: 36},
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: {color: ink, family: "system-ui, sans-serif"}, hovermode: "closest", showlegend: false,
       hoverlabel: {bgcolor: mlnb.css("raised"), bordercolor: line, font: {color: mlnb.css("ink"), size: 12},
         align: "left"}, ...more,
       xaxis: {...axis, ...more.xaxis, title: {...axis.title, ...more.xaxis.title}}, yaxis: {...axis, ...more.yaxis,
         title: {...axis.title, ...(more.yaxis.title || {})}}};
   };
-  mlnb.CONFIG = {displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]};
-  mlnb.whenSeen = (box, draw) => {
-    let dirty = true, seen = false;
-    const go = () => { if (dirty && seen) { dirty = false; draw(); } };
-    new IntersectionObserver(all => { seen = all.at(-1).isIntersecting; go(); }, {rootMargin: "200px"}).observe(box);
-    addEventListener("beforeprint", () => { dirty = false; draw(); });
-    addEventListener("afterprint", () => { dirty = true; go(); });
-    return () => { dirty = true; requestAnimationFrame(go); };
-  };
+  mlnb.CONFIG = {displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]};
   mlnb.legend = (ids, labels, told) => {
     const {visible, colours} = mlnb.selected(ids), index = new Map(ids.map((id, i) => [id, i])),
       rest = visible.filter(id => !(id in colours) && index.has(id)).length;
@@ -114,18 +111,58 @@ _DRAWING = r"""
 })();
 """
 
-# %% ../../nbs/tracking/53_curves.ipynb #441e5244
+# %% ../../nbs/tracking/53_curves.ipynb #1bbce103
+_STROKES = r"""
+(() => {
+  "use strict";
+  const mlnb = window.mlnb;
+  mlnb.ends = (lines, log) => {
+    let [a, b, c, d] = [Infinity, -Infinity, Infinity, -Infinity];
+    for (const {x, y} of lines) for (let k = 0; k < x.length; k++) if (y[k] !== null && !(log && y[k] <= 0)) {
+      a = Math.min(a, x[k]); b = Math.max(b, x[k]); c = Math.min(c, y[k]); d = Math.max(d, y[k]); }
+    return a <= b ? {x: [a, b], y: [c, d]} : {x: [], y: []};
+  };
+  mlnb.strings = (canvas, plot, lines, log) => {
+    const {xaxis, yaxis} = plot._fullLayout, ratio = Math.min(3, devicePixelRatio || 1), width = plot.clientWidth,
+      height = plot.clientHeight, f = log ? Math.log10 : v => v;
+    canvas.width = Math.round(width * ratio); canvas.height = Math.round(height * ratio);
+    canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;
+    const pen = canvas.getContext("2d"), [x0, x1] = xaxis.range, [y0, y1] = yaxis.range, px = [], py = [], of = [],
+      values = [];
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0); pen.beginPath();
+    pen.rect(xaxis._offset, yaxis._offset, xaxis._length, yaxis._length); pen.clip();
+    pen.strokeStyle = mlnb.css("soft"); pen.globalAlpha = Math.max(0.05, Math.min(0.45, 30 / (lines.length + 1)));
+    pen.lineWidth = 1; pen.lineJoin = "round";
+    for (const {i, x, y} of lines) {
+      let down = false; pen.beginPath();
+      for (let k = 0; k < x.length; k++) {
+        if (y[k] === null || (log && y[k] <= 0)) { down = false; continue; }
+        const h = xaxis._offset + (x[k] - x0) / (x1 - x0) * xaxis._length,
+          v = yaxis._offset + (1 - (f(y[k]) - y0) / (y1 - y0)) * yaxis._length;
+        pen[down ? "lineTo" : "moveTo"](h, v); down = true; px.push(h); py.push(v); of.push(i); values.push(y[k]);
+      }
+      pen.stroke();
+    }
+    return {px, py, of, values};
+  };
+  mlnb.nearest = (pixels, x, y) => {
+    let best = 144, at = -1; const {px, py} = pixels || {px: []};
+    for (let k = 0; k < px.length; k++) { const d = (px[k] - x) ** 2 + (py[k] - y) ** 2; if (d < best) { best = d;
+        at = k; } }
+    return at < 0 ? null : [pixels.of[at], pixels.values[at]];
+  };
+})();
+"""
+
+# %% ../../nbs/tracking/53_curves.ipynb #648e57aa
 _CURVES = r"""
 (() => {
   "use strict";
   const mlnb = window.mlnb, {el} = mlnb, NAMES = {step: "step", time: "seconds since the start",
     relative: "share of the run, %"};
-  const webgl = () => { try { return !!document.createElement("canvas").getContext("webgl"); } catch (e) {
-      return false; } };
   class Curves {
     constructor(box) {
-      Object.assign(this, {box, data: mlnb.read(box.dataset.source), many: webgl()});
-      this.data.axes = this.data.axes.map(mlnb.spread);
+      Object.assign(this, {box, data: mlnb.read(box.dataset.source)}); this.data.axes = this.data.axes.map(mlnb.spread);
       const names = this.data.metrics.map(m => m.name);
       this.asked = {m: names.slice(0, 4), x: "step", w: 0, l: false, ...(mlnb.kept(box.id) || {})};
       this.asked.m = this.asked.m.filter(n => names.includes(n));
@@ -159,10 +196,12 @@ _CURVES = r"""
     }
     build() {
       this.drawn = this.data.metrics.filter(m => this.asked.m.includes(m.name)).map(metric => {
-        const plot = el("div", {className: "plot"}),
-          o = {metric, plot, byRow: new Map(metric.curves.map(c => [this.data.ids[c[0]], c]))};
-        o.dirty = mlnb.whenSeen(plot, () => this.draw(o));
-        o.figure = el("figure", {className: "panel"}, el("figcaption", {}, metric.name), plot);
+        const plot = el("div", {className: "plot"}), canvas = el("canvas", {}),
+          told = el("span", {className: "small soft"}), o = {metric, plot, canvas, told,
+          byRow: new Map(metric.curves.map(c => [this.data.ids[c[0]], c]))};
+        o.dirty = mlnb.whenSeen(plot, () => this.draw(o)); new ResizeObserver(o.dirty).observe(plot);
+        o.figure = el("figure", {className: "panel"}, el("figcaption", {}, metric.name, told),
+          el("div", {className: "layers"}, canvas, plot));
         return o;
       });
       this.panels.replaceChildren(...this.drawn.map(o => o.figure)); this.redraw();
@@ -182,34 +221,36 @@ _CURVES = r"""
     }
     draw(o) {
       const {visible, colours} = mlnb.selected(this.data.ids), label = c => mlnb.plain(this.data.labels[c[0]]),
-        gx = [], gy = [], gt = [], gc = [], traces = [];
-      const hovertemplate = "%{text}<br>%{x}: <b>%{y:.5~g}</b><extra></extra>";
-      for (const id of visible) {
-        const c = o.byRow.get(id); if (!c || id in colours) continue;
-        const [x, y] = this.points(c, true), name = label(c);
-        for (let k = 0; k < x.length; k++) { gx.push(x[k]); gy.push(y[k]); gt.push(name); gc.push(c[0]); }
-        gx.push(null); gy.push(null); gt.push(""); gc.push(-1);
-      }
-      const long = gx.length > 15000 && this.many, colour = mlnb.css("soft");
-      traces.push({type: long ? "scattergl" : "scatter", mode: "lines", x: gx, y: gy, text: gt, customdata: gc,
-          hovertemplate, opacity: gx.length > 5000 ? 0.25 : 0.4, line: {color: colour, width: 1}});
+        traces = [], hovertemplate = "%{text}<br>%{x}: <b>%{y:.5~g}</b><extra></extra>";
+      o.grey = visible.filter(id => !(id in colours) && o.byRow.has(id)).map(id => { const c = o.byRow.get(id),
+          [x, y] = this.points(c, true); return {i: c[0], x, y}; });
+      traces.push({type: "scatter", mode: "lines", ...mlnb.ends(o.grey, this.asked.l), hoverinfo: "skip", opacity: 0});
       for (const id of visible.filter(id => id in colours && o.byRow.has(id)).reverse()) {
         const c = o.byRow.get(id), line = {color: mlnb.css("s" + colours[id]), dash: mlnb.DASHES[colours[id]]};
         if (this.asked.w) { const [x, y] = this.points(c, false);
           traces.push({type: "scatter", mode: "lines", x, y, opacity: 0.22, hoverinfo: "skip",
               line: {...line, width: 1, dash: "solid"}}); }
         const [x, y] = this.points(c, true);
-        traces.push({type: "scatter", mode: x.length === 1 ? "markers" : "lines", x, y, text: label(c),
-            customdata: x.map(() => c[0]), hovertemplate, line: {...line, width: 2}});
+        traces.push({type: "scatter", mode: x.length === 1 ? "markers" : "lines", x, y, text: x.map(() => label(c)),
+            customdata: x.map(() => c[0]), hovertemplate, line: {...line, width: 2.25}});
       }
       traces.push({type: "scatter", mode: "lines", x: [], y: [], hoverinfo: "skip", line: {color: mlnb.css("ink"),
             width: 3}});
       const first = !o.plot.data;
-      window.Plotly.react(o.plot, traces, mlnb.layout({xaxis: {title: {text: NAMES[this.asked.x]}},
+      window.Plotly.react(o.plot, traces, mlnb.layout(o.plot, {xaxis: {title: {text: NAMES[this.asked.x]}},
             yaxis: {type: this.asked.l ? "log" : "linear"}, uirevision: this.asked.x + this.asked.l}), mlnb.CONFIG);
-      if (first) o.plot.on("plotly_click", e => { const i = e.points[0]?.customdata;
-          if (i >= 0) mlnb.tell("pick", {ids: [this.data.ids[i]]}); });
+      if (first) this.attach(o);
+      this.under(o);
     }
+    attach(o) {
+      for (const event of ["plotly_afterplot", "plotly_relayouting"]) o.plot.on(event, () => this.under(o));
+      o.plot.on("plotly_click", e => { const i = e.points[0]?.customdata;
+          if (i >= 0) mlnb.tell("pick", {ids: [this.data.ids[i]]}); });
+      o.plot.addEventListener("pointermove", e => { const r = o.plot.getBoundingClientRect(),
+          near = mlnb.nearest(o.pixels, e.clientX - r.left, e.clientY - r.top);
+        o.told.textContent = near ? `${this.data.labels[near[0]]}: ${mlnb.number(near[1])}` : ""; });
+    }
+    under(o) { o.pixels = mlnb.strings(o.canvas, o.plot, o.grey, this.asked.l); }
     emphasise(id) {
       for (const o of this.drawn) {
         if (!o.plot.data) continue;
@@ -234,7 +275,7 @@ def _told(metrics, limit):
     if points <= limit: return ""
     return f'<p class="small soft">Curves of up to {points:,} points are drawn by at most {limit:,}: the lowest and the highest of each stretch.</p>'
 
-# %% ../../nbs/tracking/53_curves.ipynb #148b0712
+# %% ../../nbs/tracking/53_curves.ipynb #8cd3fe8d
 def curves_chart(
     curves:Mapping[str, Mapping[str, Mapping]], # metric -> row id -> {"step": [..], "value": [..], "time": [..] s since 1970, may be missing}
     rows:Sequence,                              # Row: id, label, started; curves of other ids are left out
@@ -251,4 +292,4 @@ def curves_chart(
     source, element = data({"ids": [r.id for r in rows], "labels": [r.label for r in rows], "axes": [ruled for _, ruled in axes.values()], "metrics": metrics})
     told = f"{len(metrics)} metrics of {len({c[0] for m in metrics for c in m['curves']}):,} runs, drawn by a script."
     return (f'{DRAWING_STYLE}<div class="curves" id="{text(name)}" data-source="{source}"><noscript><p>{told}</p></noscript></div>{_told(metrics, limit)}'
-            f"{element}{DRAWING_SCRIPT}{script(_CURVES)}")
+            f"{element}{DRAWING_SCRIPT}{script(_STROKES)}{script(_CURVES)}")

@@ -29,7 +29,7 @@ def _variables(name):
     colours = "".join(f"--{key}:{value};" for key, value in PALETTE[name].items())
     return colours + "".join(f"--s{i}:{c};" for i, c in enumerate(SERIES[name])) + f"color-scheme:{name};"
 
-# %% ../../nbs/tracking/50_design.ipynb #4649cee6
+# %% ../../nbs/tracking/50_design.ipynb #a2d6d142
 _BASE = """
 *{box-sizing:border-box}
 html{font-size:16px;scroll-padding-top:4.5rem;-webkit-text-size-adjust:100%}
@@ -74,11 +74,12 @@ input[aria-invalid=true]{border-color:var(--bad);outline-color:var(--bad)}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(11rem,45%),1fr));gap:.75rem 1.5rem;margin:1rem 0 0}
 .facts dt{color:var(--soft);font-size:.8125rem}
 .facts dd{margin:0;font-size:1.0625rem;font-weight:600;font-variant-numeric:tabular-nums}
-.wide{overflow-x:auto;max-width:100%}.plain{border-collapse:collapse;font-variant-numeric:tabular-nums;
-  font-size:.875rem}
+.wide{overflow-x:auto;max-width:100%}.wide>.plain{overflow-wrap:normal}
+.plain{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.875rem}
 .plain th,.plain td{text-align:left;padding:.25rem .875rem .25rem 0;border-bottom:1px solid var(--line);
   vertical-align:top}
-.plain th{color:var(--soft);font-weight:500}.plain td.n,.plain th.n{text-align:right;white-space:nowrap}
+.plain th{color:var(--soft);font-weight:500}.plain tbody th{color:inherit}
+.plain td.n,.plain th.n{text-align:right;white-space:nowrap}
 img,svg,canvas{max-width:100%}details>summary{padding:.25rem 0}
 @media (max-width:40rem){main,.head,.top,.foot{padding-left:1rem;padding-right:1rem}.top{flex-wrap:wrap}
 .top nav{order:3;flex:1 0 100%}
@@ -86,9 +87,10 @@ img,svg,canvas{max-width:100%}details>summary{padding:.25rem 0}
 @media (prefers-reduced-motion:no-preference){html{scroll-behavior:smooth}}
 """
 _PRINT = """
-@media print{@page{margin:14mm 12mm}html{font-size:13px}.top,.skip,.bar,.noprint{display:none!important}
-main,.head,.foot{max-width:none;padding:0}
-  section{padding-top:1rem}h2,h3{break-after:avoid}figure,tr,.facts,.panel{break-inside:avoid}
+.printing main,.printing .head,.printing .foot{width:680px;max-width:none;margin:0;padding:0}
+.printing body{font-size:.8125rem}
+@media print{@page{margin:14mm 12mm}.top,.skip,.bar,.noprint{display:none!important}
+  section{padding-top:1rem}h2,h3{break-after:avoid}figure,tr,.facts,.panel,.unbroken{break-inside:avoid}
 details>summary{list-style:none}
   .wide{overflow:visible}a{color:inherit;text-decoration:none}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
@@ -101,7 +103,7 @@ def _sheet():
     return (f":root{{{light}}}@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
             f":root[data-theme=dark]{{{dark}}}@media print{{:root,:root[data-theme]{{{light}}}}}{_BASE}{_PARTS}{_PRINT}")
 
-# %% ../../nbs/tracking/50_design.ipynb #292c335b
+# %% ../../nbs/tracking/50_design.ipynb #88d58f8d
 _THEME = """
 (() => {
   const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)");
@@ -111,10 +113,12 @@ _THEME = """
   if (kept === "light" || kept === "dark") root.dataset.theme = kept;
   const isDark = () => root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
   let before = null, closed = [];
-  addEventListener("beforeprint", () => { before = root.dataset.theme || ""; root.dataset.theme = "light"; told();
+  addEventListener("beforeprint", () => { before = root.dataset.theme || ""; root.dataset.theme = "light";
+      root.classList.add("printing"); told();
     closed = [...document.querySelectorAll("details[data-print]:not([open])")]; closed.forEach(d => { d.open = true; });
     });
   addEventListener("afterprint", () => { if (before) root.dataset.theme = before; else delete root.dataset.theme;
+      root.classList.remove("printing");
     closed.forEach(d => { d.open = false; }); told(); });
   dark.addEventListener("change", told);
   window.mlnb = {isDark, toggleTheme() { root.dataset.theme = isDark() ? "light" : "dark"; keep(root.dataset.theme);
@@ -136,11 +140,20 @@ _SHARED = """
   };
   mlnb.fill = (box, ...kids) => box.replaceChildren(...kids.flat().filter(c => c !== null && c !== undefined &&
       c !== false && c !== ""));
+  mlnb.bag = o => Object.assign(Object.create(null), o);
   mlnb.selected = ids => mlnb.selection || {visible: ids, selected: [], hidden: [],
-    colours: Object.fromEntries(ids.slice(0, 8).map((id, i) => [id, i]))};
+    colours: mlnb.bag(Object.fromEntries(ids.slice(0, 8).map((id, i) => [id, i])))};
   mlnb.plain = s => String(s).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   mlnb.read = id => JSON.parse(document.getElementById(id).textContent);
   mlnb.css = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+  mlnb.whenSeen = (box, draw) => {
+    let dirty = true, seen = false;
+    const go = () => { if (dirty && seen) { dirty = false; draw(); } };
+    new IntersectionObserver(all => { seen = all.at(-1).isIntersecting; go(); }, {rootMargin: "200px"}).observe(box);
+    addEventListener("beforeprint", () => { dirty = false; draw(); });
+    addEventListener("afterprint", () => { dirty = true; go(); });
+    return () => { dirty = true; requestAnimationFrame(go); };
+  };
   const power = (v, d) => { const [m, e] = v.toExponential(d - 1).split("e");
     return (m.includes(".") ? m.replace(/\\.?0+$/, "") : m) + "e" + Number(e); };
   mlnb.number = (v, d = 4) => {
@@ -150,7 +163,7 @@ _SHARED = """
     else if (size < 1e-4) s = power(v, d);
     else { s = v.toFixed(Math.max(0, d - 1 - Math.floor(Math.log10(size))));
       if (s.includes(".")) s = s.replace(/\\.?0+$/, ""); }
-    return s.replace("-", "−");
+    return s.replaceAll("-", "−");
   };
   const seconds = v => v < 10 ? v.toFixed(1) + " s" : v < 60 ? v.toFixed(0) + " s"
     : v < 3600 ? Math.floor(v / 60) + " min " + String(Math.floor(v) % 60).padStart(2, "0") + " s"

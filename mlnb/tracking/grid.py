@@ -186,7 +186,7 @@ _GROUPS = r"""
 })();
 """
 
-# %% ../../nbs/tracking/48_grid.ipynb #f45f1a65
+# %% ../../nbs/tracking/48_grid.ipynb #602ea249
 _GRID = r"""
 (() => {
   "use strict";
@@ -194,7 +194,7 @@ _GRID = r"""
     RARE = new Set(["run:source", "run:pipeline", "run:tags", "run:note"]);
   mlnb.Grid = class {
     constructor(id, source, given) {
-      Object.assign(this, {id, data: mlnb.read(source), noise: given.noise || {}, brushes: new Map(),
+      Object.assign(this, {id, data: mlnb.read(source), noise: mlnb.bag(given.noise), brushes: new Map(),
           colours: new Map()});
       this.columns = mlnb.columnsOf(this.data); this.byKey = new Map(this.columns.map(c => [c.key, c]));
       this.ids = this.data.rows.map(r => r[0]); this.index = new Map(this.ids.map((r, i) => [r, i]));
@@ -203,9 +203,10 @@ _GRID = r"""
         h: [], k: [], o: []};
       this.recall();
     }
-    recall() { this.asked = {...this.defaults, ...(mlnb.kept(this.id) || {})}; }
+    recall() { this.asked = {...this.defaults, ...(mlnb.kept(this.id) || {})}; this.bags(); }
+    bags() { this.asked.c = mlnb.bag(this.asked.c); this.asked.f = mlnb.bag(this.asked.f); }
     ask(patch) {
-      Object.assign(this.asked, patch);
+      Object.assign(this.asked, patch); this.bags();
       const told = Object.fromEntries(Object.entries(this.asked).filter(([k, v]) =>
           JSON.stringify(v) !== JSON.stringify(this.defaults[k])));
       mlnb.keep(this.id, Object.keys(told).length ? told : undefined);
@@ -277,7 +278,7 @@ _GRID = r"""
     tell(view) {
       mlnb.tell("selection", {table: this.id, visible: view.rows.map(i => this.ids[i]),
           selected: this.asked.k.filter(k => this.index.has(k)),
-        hidden: this.asked.h, colours: Object.fromEntries(this.colours), baseline: view.baseline < 0 ? "" :
+        hidden: this.asked.h, colours: mlnb.bag(Object.fromEntries(this.colours)), baseline: view.baseline < 0 ? "" :
           this.asked.b});
     }
   };
