@@ -2288,7 +2288,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlnb.tracking.sync.Sending': ('tracking/sync.html#sending', 'mlnb/tracking/sync.py'),
                                     'mlnb.tracking.sync.Waiting': ('tracking/sync.html#waiting', 'mlnb/tracking/sync.py'),
                                     'mlnb.tracking.sync._arrived': ('tracking/sync.html#_arrived', 'mlnb/tracking/sync.py'),
-                                    'mlnb.tracking.sync._cache': ('tracking/sync.html#_cache', 'mlnb/tracking/sync.py'),
                                     'mlnb.tracking.sync._delivered': ('tracking/sync.html#_delivered', 'mlnb/tracking/sync.py'),
                                     'mlnb.tracking.sync._link': ('tracking/sync.html#_link', 'mlnb/tracking/sync.py'),
                                     'mlnb.tracking.sync._of_folder': ('tracking/sync.html#_of_folder', 'mlnb/tracking/sync.py'),

@@ -127,7 +127,7 @@ def deliver(
     if arrived and arrived.rows > parcel.rows: told = f"the server has {arrived.rows} rows and {parcel.rows} were written: another program has sent it too"
     return end("already" if receipt else "delivered", told)
 
-# %% ../../nbs/tracking/30_sync.ipynb #afbe71d1
+# %% ../../nbs/tracking/30_sync.ipynb #7cf91bbe
 def sync(
     project:Project|None,               # whose runs; None: `runs` are folders
     runs:Iterable[str|Path]=(),         # ids as `mlnb show` takes them, or folders; none: every run that was tracked
@@ -139,8 +139,8 @@ def sync(
 ) -> list[Delivery]:                    # one for each W&B run, oldest first
     "Deliver runs to the W&B server; raises `SyncError` when it cannot be reached or does not let us in."
     waiting, done = gather(project, runs)
-    place = project.runs/"cache"/"wandb" if project else _cache()
     if not waiting: return done
+    place = project.runs/"cache"/"wandb" if project else waiting[0].parcel.folder/".local"
     with lock(place/"lock"), Worker(place) as worker:
         who = worker.login(patience)
         sending = Sending(worker, who["server"], entity, who["entity"], wandb_project, seconds)
@@ -161,11 +161,6 @@ def _delivered(sending, one, gone):
             gone = e.problem
             if not getattr(e, "gone", False): return Delivery(one.run, one.parcel.id, str(one.parcel.folder), "failed", gone), ""
     return Delivery(one.run, one.parcel.id, str(one.parcel.folder), "failed", gone), gone
-
-def _cache():
-    "Where W&B works for folders of no project."
-    import tempfile
-    return Path(tempfile.gettempdir())/f"mlnb-wandb-{os.getuid()}"
 
 # %% ../../nbs/tracking/30_sync.ipynb #8aead38a
 def main(

@@ -6,15 +6,16 @@
 __all__ = ['EXECUTED', 'PIPELINE', 'ENDED', 'attempt_folder', 'settled_run', 'artifact_name', 'alias_of', 'Makers',
            'stage_config', 'summary_of', 'stage_summary', 'stage_links', 'pipeline_config', 'pipeline_summary']
 
-# %% ../../nbs/tracking/12_wandb_stage.ipynb #6613ae20
+# %% ../../nbs/tracking/12_wandb_stage.ipynb #1f90f821
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from ..errors import RunError
 from ..pipeline.runs import read_run, run_names
 from ..pipeline.values import from_plain
 from .wandb_places import Runs, safe_name, wandb_id
 
-# %% ../../nbs/tracking/12_wandb_stage.ipynb #a7d47fbc
+# %% ../../nbs/tracking/12_wandb_stage.ipynb #f53f609b
 EXECUTED = {"ran": 0, "failed": 1, "interrupted": 1}  # status of a stage that was executed here -> exit code for W&B
 
 def attempt_folder(
@@ -30,7 +31,8 @@ def settled_run(
     "A run's record as things really stand; raises `RunError` when there is none."
     folder = Path(folder).absolute()
     if not (folder/"run.json").is_file(): raise RunError("no run here", where=str(folder/"run.json"), cure="`mlnb runs` lists the runs")
-    data = read_run(Runs(folder.parent), folder.name)
+    runs: Any = Runs(folder.parent)
+    data = read_run(runs, folder.name)
     for stage in data["stages"].values():
         if stage["status"] == "interrupted" and not stage.get("parts"): stage.update(_given(attempt_folder(folder, stage)))
     return data

@@ -152,12 +152,14 @@ def serve(
         answers.write(json.dumps(answer) + "\n")
     return 0
 
-# %% ../../nbs/tracking/23_wandb_worker.ipynb #7f7016de
+# %% ../../nbs/tracking/23_wandb_worker.ipynb #305e781a
 class Worker:
     "Asks a worker process, with a time limit for each question."
 
     def __init__(self, folder:Path):
-        self.folder, self.process, self._login = Path(folder).absolute(), None, None
+        self.folder = Path(folder).absolute()
+        self.process: Any = None
+        self._login = 0.0   # s to wait for the server, once we have been let in
 
     def __enter__(self) -> "Worker": return self
 
@@ -166,7 +168,8 @@ class Worker:
     def _start(self):
         import subprocess
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder/"worker.log", "ab") as log:
+        told = self.folder/"worker.log"
+        with open(told, "ab" if told.exists() and told.stat().st_size < 1_000_000 else "wb") as log:
             words = [sys.executable, "-m", "mlnb.tracking.wandb_worker", str(os.getpid())]
             self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=self.folder,
                                             env=wandb_environment(self.folder), start_new_session=True)
