@@ -36,7 +36,7 @@ def _pipeline(asked):
     project = find_project()
     return project, pick_pipeline(project, getattr(asked, "pipeline", "") or "")
 
-# %% ../nbs/89_answers.ipynb #4084deaa
+# %% ../nbs/89_answers.ipynb #cf3e8d95
 def _request(asked):
     from mlnb.pipeline.run import Request
     return Request(asked.pipeline or "", asked.select or "", asked.exclude or "", asked.force or "", tuple(asked.parameter or ()),
@@ -58,6 +58,7 @@ def run_command(
     from mlnb.pipeline.run import EXIT_CODES, prepare, report, run
     from mlnb.tracking.track import Tracking
     asked.request = request = _request(asked)
+    if asked.sweep: return tracking_command("sweep_command")(asked)
     if asked.grid or asked.repeat: return tracking_command("grid_command")(asked)
     project = find_project()
     prepared = prepare(project, request)

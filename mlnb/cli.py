@@ -12,7 +12,7 @@ from . import answers
 from .completion import complete
 from .errors import MlnbError
 
-# %% ../nbs/90_cli.ipynb #c2736714
+# %% ../nbs/90_cli.ipynb #c5642288
 _PIPELINE = (("pipeline",), {"nargs": "?", "help": "folder under nbs/stages; not needed when there is only one"})
 _STAGE = (("stage",), {"nargs": "?", "help": "a stage; all, when left out"})
 _RUN = (("run",), {"nargs": "?", "help": "last, last~1, or the beginning of an id; last, when left out"})
@@ -36,6 +36,8 @@ COMMANDS: dict[str, Any] = {
         (("--grid",), {"action": "append", "metavar": "NAME=A,B", "help": "one run for each value; several --grid: for each combination"}),
         (("--track",), {"choices": ("offline", "online", "off"), "help": "Weights & Biases in this run; the setting, when left out"}),
         (("--repeat",), {"type": int, "metavar": "N", "help": "each run N times with other seeds"}),
+        (("--sweep",), {"metavar": "FILE", "help": "search as a W&B sweep configuration says, here and without a server"}),
+        (("--trials",), {"type": int, "metavar": "N", "help": "trials of the sweep at most"}), _flag("--again", "try failed trials of the sweep again"),
         (("--seed-of",), {"action": "append", "metavar": "STAGE", "help": "only these stages get other seeds"}),
         (("-v", "--verbose"), {"action": "store_true", "help": "say also why a kernel could not be forked"}), _JSON]),
     "check": (answers.check_command, "find every mistake that can be found without running", [_PIPELINE, _JSON]),

@@ -20,7 +20,7 @@ from .runs import FORMAT, timestamp
 from .scratch import scratch_folder
 from ..settings import python_path
 
-# %% ../../nbs/pipeline/75_attempt.ipynb #80fc8e7e
+# %% ../../nbs/pipeline/75_attempt.ipynb #2a309db4
 def context_of(
     spec:dict,  # a specification
 ) -> dict:      # what ref, glue and source read in the kernel
@@ -38,7 +38,7 @@ def kernel_environment(
     "Environment of a kernel: project on the path, threads as many as cores, temporary files in the attempt."
     cores = str(spec.get("cores", 1))
     threads = dict.fromkeys((*THREADS, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "LOKY_MAX_CPU_COUNT"), cores)
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"), "PYTHONHASHSEED": str(spec.get("seed", 0)),
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"), "PYTHONHASHSEED": str(spec.get("hash_seed", 0)),
              "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     if spec.get("gpu_slots") is not None: threads["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, spec["gpu_slots"]))
     return os.environ | threads | quiet | {"MLNB_CONTEXT": str(context), MARK: mark, VARIABLE: str(context.with_name("metrics.jsonl")),

@@ -97,7 +97,7 @@ class Machine:
         for spec in self.running: self.launch.stop(Path(spec), signal.SIGKILL)
         if self.launch: self.launch.close()
 
-# %% ../../nbs/pipeline/85_schedule.ipynb #c3612706
+# %% ../../nbs/pipeline/85_schedule.ipynb #b9652b84
 def specification(
     planner:Planner,    # knows project and values
     run:str,            # id
@@ -124,7 +124,8 @@ def specification(
             "fingerprint": decision.fingerprint, "parts": decision.parts, "cache": stage.cache,
             "kernel": stage.kernel or project.get("pipeline", "kernel") or "python3", "language": stage.language,
             "timeout": stage.timeout or project.get("pipeline", "timeout"), "cores": min(stage.cores, limits.slots),
-            "seed": project.get("pipeline", "seed"), "save_every": project.get("pipeline", "save_every"), **extra}
+            "seed": project.get("pipeline", "seed"), "hash_seed": planner.project.get("pipeline", "seed"),
+            "save_every": project.get("pipeline", "save_every"), **extra}
 
 # %% ../../nbs/pipeline/85_schedule.ipynb #aed56269
 class Scheduler:

@@ -6,10 +6,11 @@
 __all__ = ['MARK_ROOM', 'mark_place', 'write_mark', 'leave_parent', 'own_path', 'take_surroundings', 'own_randomness',
            'own_threads', 'live', 'end', 'become_kernel', 'memory_of', 'Child']
 
-# %% ../../nbs/pipeline/70_warm_child.ipynb #e1bfe11a
+# %% ../../nbs/pipeline/70_warm_child.ipynb #8d0ecd1e
 import fcntl, json, os, random, signal, socket, sys
 from collections.abc import Iterable
 from typing import Any
+from .kernel_start import finish_control
 from .processes import MARK, die_with_parent
 
 # %% ../../nbs/pipeline/70_warm_child.ipynb #929b2c9b
@@ -96,7 +97,7 @@ def own_threads(
     wanted = env.get("OMP_NUM_THREADS") or env.get("OPENBLAS_NUM_THREADS") or str(cores)
     if wanted.isdigit() and int(wanted) > 1: sys.modules["threadpoolctl"].threadpool_limits(int(wanted))
 
-# %% ../../nbs/pipeline/70_warm_child.ipynb #ba16f356
+# %% ../../nbs/pipeline/70_warm_child.ipynb #d6be5ea1
 def live(
     argv:list[str],  # arguments of ipykernel, such as ["-f", "kernel.json"]
 ) -> None:
@@ -106,6 +107,7 @@ def live(
     app = IPKernelApp.instance(parent_handle=os.getppid())
     app.initialize(argv)
     app.start()
+    finish_control(app)
     app.close()
 
 def end() -> None:

@@ -94,11 +94,11 @@ def read_spec(
     whole = kind == "int_uniform" or (kind == "q_uniform" and all(type(told.get(k, 1)) is int for k in ("min", "max", "q")))
     return Spec(name, "range", low=low, high=high, log=bool(_RANGES[kind]), whole=whole, q=q)
 
-# %% ../../nbs/tracking/57_space.ipynb #b42ad8a0
+# %% ../../nbs/tracking/57_space.ipynb #6425c7be
 def _choice(name, told, place, kind):
     values, weights = told.get("values"), told.get("probabilities") or ()
     if not isinstance(values, list) or not values: raise ParameterError("`values` is no list", where=place, got=repr(values), expected="[value, value]")
-    if kind == "categorical_w_probabilities" and (len(weights) != len(values) or not all(isinstance(w, (int, float)) and w >= 0 for w in weights)
+    if kind == "categorical_w_probabilities" and (not isinstance(weights, list) or len(weights) != len(values) or not all(isinstance(w, (int, float)) and w >= 0 for w in weights)
                                                   or not math.isclose(sum(weights), 1, abs_tol=1e-6)):
         raise ParameterError("`probabilities` does not fit `values`", where=place, got=repr(weights), expected=f"{len(values)} numbers with the sum 1")
     return Spec(name, "choice", tuple(values), tuple(weights))

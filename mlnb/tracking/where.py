@@ -53,7 +53,7 @@ def _compute(kind, a, b, odd):
     except (ArithmeticError, ValueError): return _UNKNOWN
     return value if _is_number(value) else _UNKNOWN
 
-# %% ../../nbs/tracking/46_where.ipynb #4e3cb1ce
+# %% ../../nbs/tracking/46_where.ipynb #9857984f
 _MOST_CHARACTERS, _MOST_PARTS = 4000, 250
 _Test = Callable[[list], Any]
 
@@ -83,8 +83,7 @@ class _Reader:
         "A function that gives the node's value."
         name = self.name_of(node)
         if name is not None: return self.column(name)
-        reader = getattr(self, f"_{type(node).__name__}", None)
-        if reader is None: self.refuse(node)
+        reader = getattr(self, f"_{type(node).__name__}", self.refuse)
         return reader(node)
 
     def column(self, name):
@@ -194,14 +193,15 @@ def read_where(
     test = reader.read(body)
     return Where(text, reader.names, lambda row: value if (value := test(row)) is _UNKNOWN else bool(value), reader.odd)
 
-# %% ../../nbs/tracking/46_where.ipynb #e846c170
+# %% ../../nbs/tracking/46_where.ipynb #e87d9abb
 def fact_named(
     name:str,             # "val_auc", "train.val_auc", "params.lr"
     facts:Iterable[str],  # names of all facts of a run
 ) -> str:                 # the full name; "" when the run has none
     "The fact that a name means; raises `SelectionError` when it may mean several."
     facts = list(facts)
-    if name in facts: return name
+    for full in (name, f"params.{name}"):   # a parameter may be named as the comparison names it, without `params.`
+        if full in facts: return full
     if name.startswith("params."): found = [f for f in facts if f.startswith("params.") and f.split(".", 2)[2:] == [name[7:]]]
     else: found = [f for f in facts if not f.startswith("params.") and f.split(".", 1)[1:] == [name]]
     if len(found) > 1:
