@@ -202,9 +202,9 @@ def test_a_server_that_becomes_too_slow_fails_the_rest_without_waiting(project, 
     sync(project, [NAMES[0]])
 
     def tell(event):
-        client.slow = 3.0 if event["event"] == "sent" else client.slow
+        client.slow = 1.5 if event["event"] == "sent" else client.slow
 
-    done = sync(project, [NAMES[1]], tell=tell, seconds=1.0)
+    done = sync(project, [NAMES[1]], tell=tell, seconds=0.6)
     client.slow = 0.0
     assert statuses(done) == ["delivered", "failed", "failed"] or statuses(done)[1:] == ["failed", "failed"]
     assert "did not finish within" in done[2].why or "W&B" in done[2].why
