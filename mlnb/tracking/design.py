@@ -29,7 +29,7 @@ def _variables(name):
     colours = "".join(f"--{key}:{value};" for key, value in PALETTE[name].items())
     return colours + "".join(f"--s{i}:{c};" for i, c in enumerate(SERIES[name])) + f"color-scheme:{name};"
 
-# %% ../../nbs/tracking/50_design.ipynb #a2d6d142
+# %% ../../nbs/tracking/50_design.ipynb #04f974e8
 _BASE = """
 *{box-sizing:border-box}
 html{font-size:16px;scroll-padding-top:4.5rem;-webkit-text-size-adjust:100%}
@@ -71,10 +71,10 @@ input[aria-invalid=true]{border-color:var(--bad);outline-color:var(--bad)}
 .note{border-left:3px solid var(--accent);background:var(--raised);padding:.5rem .875rem;border-radius:0 6px 6px 0;
   margin:.75rem 0}
 .note.bad{border-color:var(--bad);color:inherit}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(11rem,45%),1fr));gap:.75rem 1.5rem;margin:1rem 0 0}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(12rem,45%),1fr));gap:.75rem 1.5rem;margin:1rem 0 0}
 .facts dt{color:var(--soft);font-size:.8125rem}
 .facts dd{margin:0;font-size:1.0625rem;font-weight:600;font-variant-numeric:tabular-nums}
-.wide{overflow-x:auto;max-width:100%}.wide>.plain{overflow-wrap:normal}
+.facts code{font-size:inherit}.wide{overflow-x:auto;max-width:100%}.wide>.plain{overflow-wrap:normal}
 .plain{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.875rem}
 .plain th,.plain td{text-align:left;padding:.25rem .875rem .25rem 0;border-bottom:1px solid var(--line);
   vertical-align:top}
