@@ -103,7 +103,7 @@ def _sheet():
     return (f":root{{{light}}}@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
             f":root[data-theme=dark]{{{dark}}}@media print{{:root,:root[data-theme]{{{light}}}}}{_BASE}{_PARTS}{_PRINT}")
 
-# %% ../../nbs/tracking/50_design.ipynb #88d58f8d
+# %% ../../nbs/tracking/50_design.ipynb #3c851f13
 _THEME = """
 (() => {
   const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)");
@@ -141,8 +141,10 @@ _SHARED = """
   mlnb.fill = (box, ...kids) => box.replaceChildren(...kids.flat().filter(c => c !== null && c !== undefined &&
       c !== false && c !== ""));
   mlnb.bag = o => Object.assign(Object.create(null), o);
-  mlnb.selected = ids => mlnb.selection || {visible: ids, selected: [], hidden: [],
-    colours: mlnb.bag(Object.fromEntries(ids.slice(0, 8).map((id, i) => [id, i])))};
+  mlnb.selections = new Map();
+  mlnb.selected = ids => [...mlnb.selections.values()].find(s => ids.some(id => s.known.has(id))) ||
+    {visible: ids, selected: [], hidden: [], colours: mlnb.bag(Object.fromEntries(ids.slice(0, 8).map((id, i) =>
+          [id, i])))};
   mlnb.plain = s => String(s).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   mlnb.read = id => JSON.parse(document.getElementById(id).textContent);
   mlnb.css = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
@@ -182,7 +184,7 @@ _SHARED = """
   mlnb.kept = key => kept[key];
   mlnb.keep = (key, value) => { if (value === undefined) delete kept[key]; else kept[key] = value; write(mlnb.place());
     };
-  mlnb.tell = (name, detail) => { if (name === "selection") mlnb.selection = detail;
+  mlnb.tell = (name, detail) => { if (name === "selection") mlnb.selections.set(detail.table, detail);
     document.dispatchEvent(new CustomEvent("mlnb:" + name, {detail})); };
   mlnb.listen = (name, f) => document.addEventListener("mlnb:" + name, e => f(e.detail));
   mlnb.go = id => { const s = document.getElementById(id); if (!s) return; write(id); s.scrollIntoView();

@@ -26,12 +26,12 @@ from .table import run_table
 from .tracked import Field, Row, direction, run_curves
 from .verdict import is_slice_table, is_verdict, slices_html, verdict_html
 
-# %% ../../nbs/tracking/59_report.ipynb #8e1e4c86
+# %% ../../nbs/tracking/59_report.ipynb #f0a65a79
 def _verdict(data, store):
     "(stage, verdict) of the last stage that judged; None when none did."
     found = None
     for stage, scrap in scraps_of(data):
-        if scrap["encoder"] == "json" and is_verdict(value := value_of(scrap, store)): found = stage, value
+        if scrap.get("encoder") == "json" and is_verdict(value := value_of(scrap, store)): found = stage, value
     return found
 
 def _slices(data, stage, store):

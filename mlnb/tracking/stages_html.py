@@ -23,10 +23,10 @@ from .safe_html import drawing, safe_html
 from .tracked import seconds_of
 from .verdict import is_slice_table, is_verdict
 
-# %% ../../nbs/tracking/58_stages_html.ipynb #d962207d
+# %% ../../nbs/tracking/58_stages_html.ipynb #2c0e4164
 _LOOKS = """
 .graph{background:var(--page);overflow-x:auto;margin:0}.times td,.times th{white-space:nowrap}
-.times td.when{width:40%;min-width:9rem;padding-right:0}
+.times{width:100%;max-width:64rem}.times td.when{width:45%;min-width:9rem}
 .times .track{position:relative;height:.875rem;background:var(--raised);border-radius:3px}
 .times .track i{position:absolute;top:0;bottom:0;background:var(--accent);border-radius:3px;min-width:2px}
 .times .track i.bad{background:var(--bad)}.values{max-width:100%}
@@ -38,6 +38,7 @@ _LOOKS = """
 .preview{overflow-x:auto;font-size:.8125rem}
 .preview table{border-collapse:collapse;overflow-wrap:normal}
 .preview td,.preview th{padding:.125rem .625rem;text-align:right;border-bottom:1px solid var(--line);font-weight:400}
+@media (max-width:40rem){.graph svg{max-width:none!important}}
 .failure pre{white-space:pre-wrap;margin:.5rem 0}
 """
 LOOKS_OF_STAGES = style(_LOOKS)
@@ -155,7 +156,7 @@ def value_of(
     try: return decode(scrap, store)
     except (MlnbError, OSError): return None
 
-# %% ../../nbs/tracking/58_stages_html.ipynb #b5536be0
+# %% ../../nbs/tracking/58_stages_html.ipynb #2b41f57a
 _ROWS, _COLUMNS, _BYTES, _TEXT = 8, 12, 50_000_000, 400  # of a preview; of content that is read for one; characters of a value
 
 def _figure(stage, scrap, store):
@@ -181,7 +182,7 @@ def _preview(scrap, store):
     return f'<details><summary>first rows</summary><div class="preview">{few}</div></details>'
 
 def _result(scrap, store):
-    if scrap["encoder"] != "artifact":
+    if scrap.get("encoder") != "artifact":
         value = value_of(scrap, store)
         if is_verdict(value): return "see the evaluation"
         told = _words(value)
