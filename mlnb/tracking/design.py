@@ -29,7 +29,7 @@ def _variables(name):
     colours = "".join(f"--{key}:{value};" for key, value in PALETTE[name].items())
     return colours + "".join(f"--s{i}:{c};" for i, c in enumerate(SERIES[name])) + f"color-scheme:{name};"
 
-# %% ../../nbs/tracking/50_design.ipynb #04f974e8
+# %% ../../nbs/tracking/50_design.ipynb #65678d1c
 _BASE = """
 *{box-sizing:border-box}
 html{font-size:16px;scroll-padding-top:4.5rem;-webkit-text-size-adjust:100%}
@@ -52,7 +52,7 @@ a{color:var(--accent)}code,pre,.mono{font-family:ui-monospace,"SF Mono",Menlo,Co
 .top nav a:hover,.top nav a[aria-current]{background:var(--wash);color:var(--accent)}
 main,.head,.foot{max-width:94rem;margin:0 auto;padding:0 1.5rem}.head{padding-top:1.75rem}
 .foot{padding:1.5rem;color:var(--soft)}
-section{padding:1.75rem 0 .25rem}section>h2{margin-bottom:.75rem}
+section{padding:1.75rem 0 .25rem}section>h2{margin-bottom:.75rem}section>h3,dl+h3{margin-top:1.25rem}
 """
 _PARTS = """
 button,select,input,summary{font:inherit;color:inherit}

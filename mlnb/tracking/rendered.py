@@ -13,7 +13,7 @@ from .curves import DRAWING_SCRIPT
 from .markup import data, picture, script, style, text
 from .safe_html import code, drawing, markdown, printed, safe_html
 
-# %% ../../nbs/tracking/56_rendered.ipynb #0d4149b1
+# %% ../../nbs/tracking/56_rendered.ipynb #3ad90bc0
 _LOOKS = """
 .nb{border-left:2px solid var(--line);padding-left:1rem;margin:.5rem 0 1.5rem}.nb .md{max-width:75ch}
 .nb .md h1{font-size:1.1875rem}.nb .md h2,.nb .md h3{font-size:1rem;margin-top:1rem}
@@ -24,7 +24,8 @@ _LOOKS = """
 .nb .rich{overflow-x:auto;margin:.5rem 0}.nb .rich img,.nb .md img{background:#fff;border-radius:4px}
 .nb table{border-collapse:collapse;font-size:.8125rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
 .nb td,.nb th{padding:.1875rem .625rem;border-bottom:1px solid var(--line);text-align:right;font-weight:400}
-.nb th{color:var(--soft)}.nb .md td,.nb .md th{text-align:left}.nb .tag{font-size:.75rem;color:var(--soft)}
+.nb th{color:var(--soft)}.nb .md td,.nb .md th{text-align:left}.figure{min-height:20rem}
+.nb .tag{font-size:.75rem;color:var(--soft)}
 .hl-k,.hl-kn,.hl-kc,.hl-ow,.hl-kd{color:var(--s3)}.hl-s1,.hl-s2,.hl-sd,.hl-sa,.hl-se,.hl-si{color:var(--s2)}
 .hl-c1,.hl-ch,.hl-cm{color:var(--soft);font-style:italic}
 .hl-mi,.hl-mf,.hl-mh{color:var(--s1)}.hl-nf,.hl-nc,.hl-nb{color:var(--s0)}

@@ -120,7 +120,7 @@ def _pairs(head, values):
     lines = "".join(f"<tr><td>{text(k)}</td><td><code>{text(v)}</code></td></tr>" for k, v in sorted(values.items()))
     return f'<h3>{head}</h3><div class="wide"><table class="plain"><tbody>{lines}</tbody></table></div>' if lines else ""
 
-# %% ../../nbs/tracking/59_report.ipynb #2459b0d6
+# %% ../../nbs/tracking/59_report.ipynb #70e94c48
 def _stages_words(data):
     count: dict[str, int] = {}
     for record in data["stages"].values(): count[record["status"]] = count.get(record["status"], 0) + 1
@@ -141,7 +141,8 @@ def _judged_words(data, store):
     value, metric, failed = verdict.get("value"), str(verdict.get("metric") or ""), sum(not c.get("passed") for c in verdict["checks"])
     figure = f" {text(metric)} {number(value)}{_interval(_slices(data, stage, store), metric)}" if isinstance(value, int | float) else ""
     rows = f" on {int(verdict['examples']):,} test rows" if verdict.get("examples") else ""
-    return f" {badge('blessed' if verdict['blessed'] else 'not blessed')}{figure}{rows}{f', {failed} checks failed' if failed else ''}."
+    broken = f", {failed} check{'s' if failed > 1 else ''} failed" if failed else ""
+    return f" {badge('blessed' if verdict['blessed'] else 'not blessed')}{figure}{rows}{broken}."
 
 def _summary(data, store):
     git = data.get("git") or {}
