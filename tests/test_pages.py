@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from projects import ProjectFolder
 
+from mlnb.settings import find_project
 from mlnb.tracking import charts, markup
 from mlnb.tracking.curves import thin
 from mlnb.tracking.design import Section, frame, page
+from mlnb.tracking.rendered import notebook_html
+from mlnb.tracking.report import report
+from mlnb.tracking.safe_html import safe_html
 from mlnb.tracking.table import run_table
 
 HOSTILE = ["</script><script>document.title='owned'</script>", "<img src=x onerror=\"document.title='owned'\">",
@@ -214,6 +219,83 @@ def test_a_frame_is_a_world_of_its_own():
     assert attributes["sandbox"] == "allow-scripts allow-modals" and "src" not in attributes
 
 
+# ---- reports of runs
+
+PREPARE = ["parameters: rows: int = 40  # how many", "from mlnb import glue\nimport pandas as pd\nimport matplotlib.pyplot as plt",
+           "table = pd.DataFrame({'<b>x</b>': range(rows)})\nglue('table', table)\nglue('count', rows)\nglue('note', '<script>document.title=1</script>')",
+           "figure, axes = plt.subplots(figsize=(3, 2)); axes.plot([1, 2]); glue('picture', figure)",
+           "import plotly.graph_objects as go\nglue('drawn', go.Figure(go.Scatter(y=[1, 3, 2], name='<i>')))",
+           "from IPython.display import HTML\nHTML('<p onclick=1 class=grid>shown</p><script>document.title=2</script>')"]
+SLICES = """
+import math
+import pandas as pd
+from mlnb import glue, ref
+table = ref('prepare.table')
+row = {'by': '', 'key': '', 'metric': 'auc', 'examples': 40, 'small': False}
+glue('metrics', pd.DataFrame([{'slice': 'Overall', 'value': 0.7, 'low': 0.65, 'high': 0.75, **row},
+                              {'slice': 'sex=<f>', 'value': 0.6, 'low': 0.5, 'high': 0.7, **row}]))
+check = {'what': 'auc', 'where': 'sex=<f>', 'value': 0.6, 'limit': 0.65, 'by': -0.05, 'passed': False, 'text': ''}
+glue('verdict', {'blessed': False, 'metric': 'auc', 'value': 0.7, 'examples': 40, 'checks': [check], 'skipped': []})
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project that ran: one stage well, one that judges, one that fails."""
+    folder = ProjectFolder(tmp_path_factory.mktemp("reported")/"p", {
+        "10_prepare": PREPARE, "20_evaluate": [SLICES],
+        "30_train": ["from mlnb import ref", "table = ref('prepare.table')\nraise ValueError('no <img src=x> here')"]})
+    folder.run("--keep-going", code=1)
+    return find_project(folder.root)
+
+
+def titles(made: str) -> list[str]:
+    """Ids of the sections of a page, in order."""
+    return [a["id"] for t, a in Parts(made).elements if t == "section"]
+
+
+def test_a_report_says_first_what_failed(project):
+    """Then the verdict; the rest in reading order; notebooks last."""
+    made = report(project)
+    assert titles(made) == ["failures", "evaluation", "pipeline", "figures", "parameters", "results", "environment", "notebooks"]
+    assert "no &lt;img src=x&gt; here" in made and "30_train.ipynb, cell" in made
+    assert "✗ not blessed" in made and "auc 0.7 (0.65 to 0.75) on 40 test rows" in made and "sex=&lt;f&gt;" in made
+    assert made.count('<details class="notebook">') == 3
+
+
+def test_a_report_is_one_harmless_file(project):
+    """What stages glued, printed and showed is in it as text and pictures."""
+    made = report(project)
+    assert outside(re.sub(r'<a href="https?://[^"]*" rel="noopener noreferrer">', "", made)) == []
+    policy = next(a for t, a in Parts(made).elements if a.get("http-equiv"))["content"]
+    bare = [s for e, s in zip([e for e in Parts(made).elements if e[0] == "script"], Parts(made).raw["script"], strict=True) if "type" not in e[1]]
+    assert [s[:60] for s in bare if (markup.source_digest(s) or "not ours") not in policy] == []
+    assert ">shown</p>" in made and "onclick" not in re.sub(r"(?s)<script.*?</script>|<pre.*?</pre>", "", made)
+
+
+def test_a_report_needs_no_content(project, tmp_path):
+    """After gc took artifacts away, and for a run that a kill interrupted, there is still a report."""
+    import shutil
+    shutil.copytree(project.root, tmp_path/"p", symlinks=True)
+    shutil.rmtree(tmp_path/"p"/"runs"/"store")
+    shutil.rmtree(tmp_path/"p"/"nbs")
+    made = report(find_project(tmp_path/"p"))
+    assert "failures" in titles(made) and "figures" not in titles(made)
+    path = next((tmp_path/"p"/"runs").glob("2*/run.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running", "stages": {}}))
+    assert "interrupted" in report(find_project(tmp_path/"p"))
+
+
+def test_notebooks_of_others_are_harmless():
+    """Every output form, with an attack in it."""
+    for attack in HOSTILE:
+        cells = [{"cell_type": "markdown", "source": attack}, {"cell_type": "code", "source": attack, "metadata": {}, "outputs": [
+            {"output_type": "stream", "text": attack}, {"output_type": "error", "traceback": [attack]},
+            *[{"output_type": "display_data", "data": {mime: attack}} for mime in ("text/html", "text/markdown", "text/plain", "image/svg+xml")]]}]
+        made = notebook_html({"cells": cells, "metadata": {"language_info": {"name": attack}}})
+        assert outside(made) == [] and outside(safe_html(attack)) == [] and "<script" not in made
+
+
 # ---- in a browser
 
 CHROMIUM = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).exists()), None)
@@ -247,6 +329,14 @@ def visit(browser, tmp_path):
     yield go
     for tab in opened: tab.close()
     assert trouble == []
+
+
+def until(tab, expression: str) -> None:
+    """Wait for something; the page's policy forbids playwright's own way."""
+    for _ in range(100):
+        if tab.evaluate(expression): return
+        tab.wait_for_timeout(50)
+    raise AssertionError(expression)
 
 
 def labels(tab) -> list[str]:
@@ -374,7 +464,7 @@ def test_a_thousand_rows_are_a_window(visit):
     tab = visit(page("x", "", [Section("t", "T", run_table(FIELDS, runs(1000)[0]))]))
     assert tab.locator(".grid tbody tr").count() < 80
     tab.evaluate("document.querySelector('.grid .window').scrollTop = 1e6")
-    tab.wait_for_function("[...document.querySelectorAll('.grid tbody .name')].some(n => n.textContent === 'run 999')")
+    until(tab, "[...document.querySelectorAll('.grid tbody .name')].some(n => n.textContent === 'run 999')")
     assert tab.locator(".grid tbody tr").count() < 80
     shown = tab.evaluate("""() => { const w = document.querySelector('.grid .window'), b = w.getBoundingClientRect();
         return [...w.querySelectorAll('tbody .name')].filter(n => n.getBoundingClientRect().bottom <= b.bottom + 1).at(-1).textContent; }""")
@@ -393,7 +483,7 @@ def test_curves_are_drawn(visit):
     assert tab.locator(".curves canvas").first.evaluate(ink)
     before = tab.evaluate("document.querySelector('.curves .plot').data.at(-2).y[29]")
     tab.locator(".curves input[type=range]").evaluate("i => { i.value = 0.9; i.dispatchEvent(new Event('input')); }")
-    tab.wait_for_function(f"document.querySelector('.curves .plot').data.at(-2).y[29] !== {before}")
+    until(tab, f"document.querySelector('.curves .plot').data.at(-2).y[29] !== {before}")
     last, mean, weight = [], 0.0, 0.0
     for value in curves["val_loss"]["run-0000"]["value"]: mean, weight = 0.9 * mean + 0.1 * value, 0.9 * weight + 0.1; last = mean / weight
     assert tab.evaluate("document.querySelector('.curves .plot').data.at(-2).y[29]") == pytest.approx(last, rel=1e-4)
@@ -457,3 +547,15 @@ def test_numbers_are_written_alike(visit):
     assert tab.evaluate("values => values.map(v => mlnb.shown(v, 's'))", spans) == [markup.shown(v, "s") for v in spans]
     sizes = [0.0, 512.0, 12_345.0, 1.07e9, 5e12]
     assert tab.evaluate("values => values.map(v => mlnb.shown(v, 'B'))", sizes) == [markup.shown(v, "B") for v in sizes]
+
+
+def test_a_report_is_drawn(visit, project):
+    """Figures of plotly and of matplotlib, the graph, a notebook that opens; nothing of what it holds runs."""
+    tab = visit(report(project), viewport={"width": 390, "height": 800}, color_scheme="dark")
+    tab.locator("section#figures").scroll_into_view_if_needed()
+    tab.wait_for_selector("section#figures .scatterlayer .trace")
+    assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert tab.locator(".graph svg rect").count() >= 3
+    tab.locator("details.notebook summary").first.click()
+    assert tab.locator("details.notebook .nb pre.code").first.is_visible()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390 and tab.title().startswith("p 2")

@@ -71,7 +71,7 @@ _SCALES = r"""
 })();
 """
 
-# %% ../../nbs/tracking/51_axes.ipynb #c723ea8e
+# %% ../../nbs/tracking/51_axes.ipynb #245ebd7c
 _LOOKS = """
 .par .field{overflow-x:auto}.par .stage{position:relative;height:22rem}
 .par canvas{position:absolute;inset:0;pointer-events:none}
@@ -163,8 +163,8 @@ _PARALLEL = r"""
       edge + n * (100 - 2 * edge) / (count - 1) : 50; }
     inside(i) { return [...this.brushes].every(([k, b]) => { const t = this.scales.get(k)?.at(i); return t !== null &&
           t !== undefined && t >= b[0] && t <= b[1]; }); }
-    tell() { mlnb.tell("brush", {source: this.box.id, ids: this.brushes.size ? this.ids.filter((_, i) =>
-            this.inside(i)) : null}); }
+    tell() { mlnb.tell("brush", {source: this.box.id, of: this.ids[0], ids: this.brushes.size ?
+          this.ids.filter((_, i) => this.inside(i)) : null}); }
     draw(pen, width, height) {
       const {visible, hidden, selected, colours} = {hidden: [], ...mlnb.selected(this.ids)}, seen = new Set(visible),
         gone = new Set(hidden || []), chosen = new Set(selected), scales = this.asked.a.map(k => this.scales.get(k));

@@ -15,7 +15,7 @@ from .importance import parameter_importance
 # %% ../../nbs/tracking/54_charts.ipynb #88d56548
 CHARTS = (curves_chart, parallel_coordinates)  # built in notebooks of their own
 
-# %% ../../nbs/tracking/54_charts.ipynb #9dcb4494
+# %% ../../nbs/tracking/54_charts.ipynb #9bdece56
 _LOOKS = """
 .matrix canvas{position:absolute;inset:0;pointer-events:none}
 .matrix .field{position:relative;max-width:60rem;touch-action:pan-y;cursor:crosshair}
@@ -52,7 +52,8 @@ _MATRIX = r"""
             "Fields (2 to 6)")), this.choose, this.field, this.told);
       this.redraw = mlnb.canvas(this.field, (pen, w) => this.draw(pen, w)); this.build(); this.brushing();
       mlnb.listen("selection", () => this.redraw());
-      mlnb.listen("unbrush", () => { this.mark.hidden = true; mlnb.tell("brush", {source: this.box.id, ids: null}); });
+      mlnb.listen("unbrush", () => { this.mark.hidden = true; mlnb.tell("brush", {source: this.box.id, of: this.ids[0],
+              ids: null}); });
     }
     build() { this.choose.replaceChildren(mlnb.several(this.columns, this.asked.f, 6, f => { this.asked = {f};
             mlnb.keep(this.box.id, this.asked); this.build(); })); this.field.style.aspectRatio = "1 / 0.8";
@@ -132,7 +133,8 @@ _MATRIX = r"""
           o.y[1] - o.y[0] > 5; from = null; if (!big) this.mark.hidden = true;
         const ids = big ? [...new Set(this.points.filter(([x, y]) => x >= o.x[0] && x <= o.x[1] && y >= o.y[0] &&
               y <= o.y[1]).map(p => this.ids[p[2]]))] : null;
-        this.mark.hidden = true; mlnb.tell("brush", {source: this.box.id, ids: ids && ids.length ? ids : null}); });
+        this.mark.hidden = true;
+        mlnb.tell("brush", {source: this.box.id, of: this.ids[0], ids: ids && ids.length ? ids : null}); });
     }
   }
   document.addEventListener("DOMContentLoaded", () => document.querySelectorAll(".matrix[data-source]").forEach(box =>

@@ -154,7 +154,7 @@ _STROKES = r"""
 })();
 """
 
-# %% ../../nbs/tracking/53_curves.ipynb #648e57aa
+# %% ../../nbs/tracking/53_curves.ipynb #58c73b26
 _CURVES = r"""
 (() => {
   "use strict";
@@ -236,9 +236,11 @@ _CURVES = r"""
       }
       traces.push({type: "scatter", mode: "lines", x: [], y: [], hoverinfo: "skip", line: {color: mlnb.css("ink"),
             width: 3}});
-      const first = !o.plot.data;
+      const first = !o.plot.data, {y: [low, high]} = mlnb.ends(traces.filter(t => t.x.length), this.asked.l),
+        flat = low === high && low ? {range: [low - Math.abs(low) / 10, low + Math.abs(low) / 10]} : {};
       window.Plotly.react(o.plot, traces, mlnb.layout(o.plot, {xaxis: {title: {text: NAMES[this.asked.x]}},
-            yaxis: {type: this.asked.l ? "log" : "linear"}, uirevision: this.asked.x + this.asked.l}), mlnb.CONFIG);
+            yaxis: {type: this.asked.l ? "log" : "linear", ...(this.asked.l ? {} : flat)},
+            uirevision: this.asked.x + this.asked.l}), mlnb.CONFIG);
       if (first) this.attach(o);
       this.under(o);
     }

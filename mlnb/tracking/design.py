@@ -29,7 +29,7 @@ def _variables(name):
     colours = "".join(f"--{key}:{value};" for key, value in PALETTE[name].items())
     return colours + "".join(f"--s{i}:{c};" for i, c in enumerate(SERIES[name])) + f"color-scheme:{name};"
 
-# %% ../../nbs/tracking/50_design.ipynb #a2d6d142
+# %% ../../nbs/tracking/50_design.ipynb #65678d1c
 _BASE = """
 *{box-sizing:border-box}
 html{font-size:16px;scroll-padding-top:4.5rem;-webkit-text-size-adjust:100%}
@@ -52,7 +52,7 @@ a{color:var(--accent)}code,pre,.mono{font-family:ui-monospace,"SF Mono",Menlo,Co
 .top nav a:hover,.top nav a[aria-current]{background:var(--wash);color:var(--accent)}
 main,.head,.foot{max-width:94rem;margin:0 auto;padding:0 1.5rem}.head{padding-top:1.75rem}
 .foot{padding:1.5rem;color:var(--soft)}
-section{padding:1.75rem 0 .25rem}section>h2{margin-bottom:.75rem}
+section{padding:1.75rem 0 .25rem}section>h2{margin-bottom:.75rem}section>h3,dl+h3{margin-top:1.25rem}
 """
 _PARTS = """
 button,select,input,summary{font:inherit;color:inherit}
@@ -71,10 +71,10 @@ input[aria-invalid=true]{border-color:var(--bad);outline-color:var(--bad)}
 .note{border-left:3px solid var(--accent);background:var(--raised);padding:.5rem .875rem;border-radius:0 6px 6px 0;
   margin:.75rem 0}
 .note.bad{border-color:var(--bad);color:inherit}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(11rem,45%),1fr));gap:.75rem 1.5rem;margin:1rem 0 0}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(12rem,45%),1fr));gap:.75rem 1.5rem;margin:1rem 0 0}
 .facts dt{color:var(--soft);font-size:.8125rem}
 .facts dd{margin:0;font-size:1.0625rem;font-weight:600;font-variant-numeric:tabular-nums}
-.wide{overflow-x:auto;max-width:100%}.wide>.plain{overflow-wrap:normal}
+.facts code{font-size:inherit}.wide{overflow-x:auto;max-width:100%}.wide>.plain{overflow-wrap:normal}
 .plain{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.875rem}
 .plain th,.plain td{text-align:left;padding:.25rem .875rem .25rem 0;border-bottom:1px solid var(--line);
   vertical-align:top}
@@ -103,7 +103,7 @@ def _sheet():
     return (f":root{{{light}}}@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
             f":root[data-theme=dark]{{{dark}}}@media print{{:root,:root[data-theme]{{{light}}}}}{_BASE}{_PARTS}{_PRINT}")
 
-# %% ../../nbs/tracking/50_design.ipynb #88d58f8d
+# %% ../../nbs/tracking/50_design.ipynb #3c851f13
 _THEME = """
 (() => {
   const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)");
@@ -141,8 +141,10 @@ _SHARED = """
   mlnb.fill = (box, ...kids) => box.replaceChildren(...kids.flat().filter(c => c !== null && c !== undefined &&
       c !== false && c !== ""));
   mlnb.bag = o => Object.assign(Object.create(null), o);
-  mlnb.selected = ids => mlnb.selection || {visible: ids, selected: [], hidden: [],
-    colours: mlnb.bag(Object.fromEntries(ids.slice(0, 8).map((id, i) => [id, i])))};
+  mlnb.selections = new Map();
+  mlnb.selected = ids => [...mlnb.selections.values()].find(s => ids.some(id => s.known.has(id))) ||
+    {visible: ids, selected: [], hidden: [], colours: mlnb.bag(Object.fromEntries(ids.slice(0, 8).map((id, i) =>
+          [id, i])))};
   mlnb.plain = s => String(s).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   mlnb.read = id => JSON.parse(document.getElementById(id).textContent);
   mlnb.css = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
@@ -182,7 +184,7 @@ _SHARED = """
   mlnb.kept = key => kept[key];
   mlnb.keep = (key, value) => { if (value === undefined) delete kept[key]; else kept[key] = value; write(mlnb.place());
     };
-  mlnb.tell = (name, detail) => { if (name === "selection") mlnb.selection = detail;
+  mlnb.tell = (name, detail) => { if (name === "selection") mlnb.selections.set(detail.table, detail);
     document.dispatchEvent(new CustomEvent("mlnb:" + name, {detail})); };
   mlnb.listen = (name, f) => document.addEventListener("mlnb:" + name, e => f(e.detail));
   mlnb.go = id => { const s = document.getElementById(id); if (!s) return; write(id); s.scrollIntoView();

@@ -186,7 +186,7 @@ _GROUPS = r"""
 })();
 """
 
-# %% ../../nbs/tracking/48_grid.ipynb #602ea249
+# %% ../../nbs/tracking/48_grid.ipynb #6d8a1471
 _GRID = r"""
 (() => {
   "use strict";
@@ -276,10 +276,11 @@ _GRID = r"""
       this.colours = kept;
     }
     tell(view) {
-      mlnb.tell("selection", {table: this.id, visible: view.rows.map(i => this.ids[i]),
-          selected: this.asked.k.filter(k => this.index.has(k)),
+      const detail = {table: this.id, visible: view.rows.map(i => this.ids[i]), selected: this.asked.k.filter(k =>
+          this.index.has(k)),
         hidden: this.asked.h, colours: mlnb.bag(Object.fromEntries(this.colours)), baseline: view.baseline < 0 ? "" :
-          this.asked.b});
+          this.asked.b};
+      Object.defineProperty(detail, "known", {value: this.index}); mlnb.tell("selection", detail);
     }
   };
 })();

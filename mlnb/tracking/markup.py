@@ -97,7 +97,7 @@ def _finite(value):
     if value is None or isinstance(value, str | bool | int | float): return value
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else str(value)
 
-# %% ../../nbs/tracking/47_markup.ipynb #e94afd5e
+# %% ../../nbs/tracking/47_markup.ipynb #120d39aa
 STATES = {"ran": ("✓", "good"), "done": ("✓", "good"), "finished": ("✓", "good"), "skipped": ("○", "quiet"), "failed": ("✗", "bad"),
           "interrupted": ("✗", "bad"), "blocked": ("◌", "quiet"), "stopped": ("■", "bad"), "running": ("▶", "good"), "open": ("▶", "quiet"),
           "waiting": ("…", "quiet"), "passed": ("✓", "good"), "blessed": ("✓", "good"), "not blessed": ("✗", "bad")}
@@ -115,4 +115,4 @@ def picture(
     kind:str="png",# "png", "jpeg", "gif", "webp" or "svg+xml"
 ) -> str:          # an <img> that holds the picture itself; SVG in it cannot run scripts
     "A picture inside the page."
-    return f'<img src="data:image/{kind};base64,{base64.b64encode(png).decode()}" alt="{text(alt)}" loading="lazy">'
+    return f'<img src="data:image/{kind};base64,{base64.b64encode(png).decode()}" alt="{text(alt)}">'

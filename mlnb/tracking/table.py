@@ -11,7 +11,7 @@ from .cells import CELLS_SCRIPT, CELLS_STYLE
 from .markup import badge, data, script, shown, text
 from .grid import GRID_SCRIPT, differing, is_numeric, runs_data
 
-# %% ../../nbs/tracking/52_table.ipynb #574d54ca
+# %% ../../nbs/tracking/52_table.ipynb #d8415da7
 _TABLE = r"""
 (() => {
   "use strict";
@@ -29,10 +29,11 @@ _TABLE = r"""
       this.count = el("p", {className: "small soft count", role: "status"});
       this.controls(); box.replaceChildren(this.bar, this.panel, this.picked, this.count, this.rows.box);
       this.refresh();
-      mlnb.listen("pick", o => { const have = new Set(this.grid.asked.k); o.ids.forEach(id => have.has(id) ?
-            have.delete(id) : have.add(id)); this.ask({k: [...have]}); });
-      mlnb.listen("brush", o => { if (o.ids) this.grid.brushes.set(o.source, new Set(o.ids));
-          else this.grid.brushes.delete(o.source); this.refresh(); });
+      mlnb.listen("pick", o => { if (!o.ids.some(id => this.grid.index.has(id))) return;
+          const have = new Set(this.grid.asked.k); o.ids.forEach(id => have.has(id) ? have.delete(id) : have.add(id));
+          this.ask({k: [...have]}); });
+      mlnb.listen("brush", o => { if (!this.grid.index.has(o.of)) return; if (o.ids) this.grid.brushes.set(o.source,
+            new Set(o.ids)); else this.grid.brushes.delete(o.source); this.refresh(); });
       mlnb.listen("kept", () => { this.grid.recall(); this.controls(); this.refresh(); });
       addEventListener("beforeprint", () => { this.printing = true; this.rows.view && this.rows.fill(); });
       addEventListener("afterprint", () => { this.printing = false; this.rows.view && this.rows.fill(); });
