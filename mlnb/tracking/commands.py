@@ -27,13 +27,18 @@ def _maybe_project():
     try: return find_project()
     except ProjectError: return None
 
-# %% ../../nbs/tracking/90_commands.ipynb #4d982cd9
+# %% ../../nbs/tracking/90_commands.ipynb #45b1c455
 def _page_path(place, project, comparison):
     if place and place != "-": return Path(place)
     folder = project.runs/"compare" if project else Path.cwd()
     folder.mkdir(parents=True, exist_ok=True)
     ends = [comparison.rows[0].id, comparison.rows[-1].id]
     return folder/f"compare-{'-'.join(dict.fromkeys(end[-20:] for end in ends))}-{len(comparison.rows)}.html"
+
+def _typed(path):
+    "A path as a person would type it."
+    try: return path.absolute().relative_to(Path.cwd())
+    except ValueError: return path
 
 def _question(project, text):
     "What `--where` keeps, as a function of a run's id; None without a question."
@@ -80,7 +85,7 @@ def save_page(
     write_atomic(path, compare_html(comparison, "", baseline, target))
     return _typed(path)
 
-# %% ../../nbs/tracking/90_commands.ipynb #9fdc58bc
+# %% ../../nbs/tracking/90_commands.ipynb #3f2d41c0
 def report_command(
     asked:Namespace,  # run, html: where to; "" for beside the other pages
 ) -> Result:
@@ -93,11 +98,6 @@ def report_command(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, report(project, run))
     return Result({"format": 1, "page": str(path), "run": run}, lambda: f"written: {_typed(path)}")
-
-def _typed(path):
-    "A path as a person would type it."
-    try: return path.absolute().relative_to(Path.cwd())
-    except ValueError: return path
 
 # %% ../../nbs/tracking/90_commands.ipynb #6af7d092
 def note_command(
