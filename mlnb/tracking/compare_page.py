@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['target_of', 'parting_html', 'compare_html', 'Compared', 'compare']
 
-# %% ../../nbs/tracking/64_compare_page.ipynb #f1899593
+# %% ../../nbs/tracking/64_compare_page.ipynb #6129c1d0
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from .design import Section, frame, page
 from .differences import StageDifference, difference_svg, differing, run_difference
 from .gather import Comparison, gather, gathered_curves
 from .markup import style, text
-from .noise import noise
+from .noise import is_seed, noise
 from .slices import with_slices
 from .table import run_table
 from .tracked import KINDS
@@ -100,7 +100,7 @@ def _partings(comparison, baseline):
     more = f'<p class="soft">{len(others) - MOST} more runs are in the table only.</p>' if len(others) > MOST else ""
     return f'{_LOOKS}<div class="diff"><p>Against <strong>{text(base.label)}</strong>:</p>{"".join(parts)}{more}</div>'
 
-# %% ../../nbs/tracking/64_compare_page.ipynb #cb4c56a0
+# %% ../../nbs/tracking/64_compare_page.ipynb #edbf4112
 def _subtitle(comparison, limits):
     rows = comparison.rows
     counts = {s: sum(row.source == s for row in rows) for s in ("mlnb", "wandb", "server")}
@@ -112,8 +112,8 @@ def _subtitle(comparison, limits):
     return f"<p>{text(said)}{f', {failed} of them failed' if failed else ''}. {text(noise_said)}</p>"
 
 def _telling(field):
-    "Metrics that say which way is better come before counts, those of validation rows before others; the rest stays as it is."
-    if field.kind != "metric": return (KINDS.index(field.kind), False, False)
+    "Metrics that say which way is better come before counts, those of validation rows before others; seeds come behind what was chosen."
+    if field.kind != "metric": return (KINDS.index(field.kind), is_seed(field.name), False)
     return (KINDS.index("metric"), not field.best, "val" not in field.name)
 
 def _sections(comparison, limits, baseline, target):
