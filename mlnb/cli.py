@@ -12,7 +12,7 @@ from . import answers
 from .completion import complete
 from .errors import MlnbError
 
-# %% ../nbs/90_cli.ipynb #c5642288
+# %% ../nbs/90_cli.ipynb #f5428cf6
 _PIPELINE = (("pipeline",), {"nargs": "?", "help": "folder under nbs/stages; not needed when there is only one"})
 _STAGE = (("stage",), {"nargs": "?", "help": "a stage; all, when left out"})
 _RUN = (("run",), {"nargs": "?", "help": "last, last~1, or the beginning of an id; last, when left out"})
@@ -56,6 +56,8 @@ COMMANDS: dict[str, Any] = {
         (("--target",), {"metavar": "METRIC", "help": "what the page is about, such as val_auc"}),
         (("--html",), {"nargs": "?", "const": "", "metavar": "FILE", "help": "write one HTML page with curves and charts; into runs/compare without FILE"}),
         _JSON]),
+    "report": (answers.tracking_command("report_command"), "write one run as an HTML page", [
+        _RUN, (("--html",), {"metavar": "FILE", "default": "", "help": "where to; into runs/reports, when left out"}), _JSON]),
     "sync": (answers.tracking_command("sync_command"), "deliver tracked runs to the Weights & Biases server, each once", [
         (("runs",), {"nargs": "*", "metavar": "RUN", "help": "runs, or folders of W&B runs; every tracked run, when left out"}),
         (("--entity",), {"metavar": "NAME", "help": "W&B user or team"}), (("--project",), {"metavar": "NAME", "help": "W&B project"}), _JSON]),

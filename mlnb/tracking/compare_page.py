@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['target_of', 'parting_html', 'compare_html', 'Compared', 'compare']
 
-# %% ../../nbs/tracking/64_compare_page.ipynb #3cb5c7ec
+# %% ../../nbs/tracking/64_compare_page.ipynb #6129c1d0
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +19,10 @@ from .design import Section, frame, page
 from .differences import StageDifference, difference_svg, differing, run_difference
 from .gather import Comparison, gather, gathered_curves
 from .markup import style, text
-from .noise import noise
+from .noise import is_seed, noise
 from .slices import with_slices
 from .table import run_table
+from .tracked import KINDS
 
 # %% ../../nbs/tracking/64_compare_page.ipynb #97647607
 def target_of(
@@ -99,7 +100,7 @@ def _partings(comparison, baseline):
     more = f'<p class="soft">{len(others) - MOST} more runs are in the table only.</p>' if len(others) > MOST else ""
     return f'{_LOOKS}<div class="diff"><p>Against <strong>{text(base.label)}</strong>:</p>{"".join(parts)}{more}</div>'
 
-# %% ../../nbs/tracking/64_compare_page.ipynb #fb02c5ff
+# %% ../../nbs/tracking/64_compare_page.ipynb #edbf4112
 def _subtitle(comparison, limits):
     rows = comparison.rows
     counts = {s: sum(row.source == s for row in rows) for s in ("mlnb", "wandb", "server")}
@@ -109,6 +110,11 @@ def _subtitle(comparison, limits):
     noise_said = (f"Repeated runs tell how far two runs of the same thing lie apart, for {len(limits)} metrics." if limits else
                   "Nothing was repeated, so nobody knows which differences are noise: mlnb run --repeat 5.")
     return f"<p>{text(said)}{f', {failed} of them failed' if failed else ''}. {text(noise_said)}</p>"
+
+def _telling(field):
+    "Metrics that say which way is better come before counts, those of validation rows before others; seeds come behind what was chosen."
+    if field.kind != "metric": return (KINDS.index(field.kind), is_seed(field.name), False)
+    return (KINDS.index("metric"), not field.best, "val" not in field.name)
 
 def _sections(comparison, limits, baseline, target):
     fields, rows = comparison.fields, comparison.rows
@@ -120,7 +126,7 @@ def _sections(comparison, limits, baseline, target):
     yield Section("matrix", "Several against each other", scatter_matrix(fields, rows))
     yield Section("differences", "Where they parted", _partings(comparison, baseline))
 
-# %% ../../nbs/tracking/64_compare_page.ipynb #30305ddf
+# %% ../../nbs/tracking/64_compare_page.ipynb #56773b8a
 def compare_html(
     comparison:Comparison,  # from `gather`
     title:str="",           # plain text; "" for one that says what is compared
@@ -129,6 +135,7 @@ def compare_html(
 ) -> str:                   # one HTML file
     "A comparison as a page."
     sliced = with_slices(comparison)
+    sliced = sliced._replace(fields=sorted(sliced.fields, key=_telling))
     limits, about = noise(sliced.fields, sliced.rows), target_of(sliced, target)
     oldest = min((row.id for row in sliced.rows if row.id in sliced.runs), default="")
     sections = [s for s in _sections(sliced, limits, baseline or (oldest if len(sliced.rows) == 2 else ""), about) if s.html]

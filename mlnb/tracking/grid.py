@@ -52,12 +52,12 @@ def _told(value):
     plain = _plain(value)
     return (plain is not None, isinstance(plain, bool), "NaN" if plain != plain else plain)
 
-# %% ../../nbs/tracking/48_grid.ipynb #d0cd3177
+# %% ../../nbs/tracking/48_grid.ipynb #6f767bbe
 _COLUMNS = r"""
 (() => {
   "use strict";
   const mlnb = window.mlnb, ODD = new Set(["NaN", "∞", "−∞"]), MEASURED = new Set(["metric", "slice", "scrap"]);
-  mlnb.KINDS = {run: "Run", metric: "Metrics", parameter: "Parameters", scrap: "Results", about: "About the run",
+  mlnb.KINDS = {run: "Run", parameter: "Parameters", metric: "Metrics", scrap: "Results", about: "About the run",
     slice: "Slices", data: "Data",
     code: "Code", package: "Packages", timing: "Timings", resource: "Resources", environment: "Environment"};
   const moment = s => s === null ? null : new Date(s * 1000).toISOString().slice(0, 16).replace("T", " ");
