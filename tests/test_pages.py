@@ -344,6 +344,12 @@ def labels(tab) -> list[str]:
     return tab.locator(".grid tbody .name").all_text_contents()
 
 
+def cells(tab, key: str, inside: str = "") -> list[str]:
+    """What stands below the head of a column, row by row."""
+    number = head(tab, key).evaluate("b => [...b.closest('tr').children].indexOf(b.closest('th')) + 1")
+    return tab.locator(f".grid tbody td:nth-child({number}) {inside}").all_text_contents()
+
+
 def head(tab, key: str):
     """The head of a column."""
     return tab.locator(f'.grid [data-key="{key}"]')
@@ -353,7 +359,7 @@ def test_table_sorts_filters_and_searches(visit):
     """By mouse and keyboard; best first where there is a best; missing and NaN last."""
     tab = visit(comparison(*runs(24)))
     head(tab, "evaluate.auc").click()
-    values = [float(v) for v in tab.locator(".grid tbody td:nth-child(3)").all_text_contents()[:10]]
+    values = [float(v) for v in cells(tab, "evaluate.auc")[:10]]
     assert values == sorted(values, reverse=True)
     head(tab, "train.val_loss").focus()
     tab.keyboard.press("Enter")
@@ -387,7 +393,7 @@ def test_baseline_best_and_noise(visit):
     auc = [r.values["evaluate.auc"] for r in rows]
     tab = visit(comparison(rows, curves, baseline=rows[1].id))
     assert tab.locator(".grid thead tr.base .name").text_content() == "run 1" and "run 1" not in labels(tab)
-    deltas = tab.locator(".grid tbody td:nth-child(3) .delta").all_text_contents()
+    deltas = cells(tab, "evaluate.auc", ".delta")
     assert len(deltas) == 5 and all(re.match(r"[▲▼] [+−][\d.e−]+$", d) for d in deltas)
     assert "inside the noise" not in tab.locator(".grid table").text_content()
     noisy = visit(comparison(rows, curves, noise={"evaluate.auc": (max(auc) - min(auc)) * 2}))

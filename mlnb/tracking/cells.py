@@ -141,7 +141,7 @@ _CELLS = r"""
 })();
 """
 
-# %% ../../nbs/tracking/49_cells.ipynb #f2f10213
+# %% ../../nbs/tracking/49_cells.ipynb #4a25d403
 _WINDOW = r"""
 (() => {
   "use strict";
@@ -198,9 +198,9 @@ _WINDOW = r"""
     fill() {
       const most = this.table.printing ? 400 : 0, n = this.items.length;
       this.high = this.high || 34;
-      const from = most ? 0 : Math.max(0, Math.floor(this.box.scrollTop / this.high) - 12), to = most ?
-        Math.min(n, most) : Math.min(n, from + Math.ceil(Math.min(this.box.clientHeight || 900,
-            1400) / this.high) + 26);
+      const from = most ? 0 : Math.max(0, Math.floor(this.box.scrollTop / this.high) - 8), to = most ?
+        Math.min(n, most) : Math.min(n, from + Math.ceil(Math.min(Math.max(this.box.clientHeight, innerHeight * 0.75),
+            1400) / this.high) + 14);
       for (const [k, tr] of this.made) if (k < from || k >= to) { tr.remove(); this.made.delete(k); }
       for (let k = to - 1, next = this.last; k >= from; k--) {
         if (!this.made.has(k)) { const tr = this.row(this.items[k], ""); tr.setAttribute("aria-rowindex", k + 1);
