@@ -98,12 +98,16 @@ def prepare(
     planner.measures.save()
     return Prepared(project, pipeline, planner, selected, records, plan)
 
-# %% ../../nbs/pipeline/97_run.ipynb #3d003cd9
+# %% ../../nbs/pipeline/97_run.ipynb #d7706c85
 @contextmanager
 def signals_to(
     handler:Callable,  # called with the number of the signal and the frame
 ) -> Iterator[None]:
-    "Send Ctrl-C and SIGTERM to the scheduler for the time of a run."
+    "Send Ctrl-C and SIGTERM to the scheduler for the time of a run; only the main thread of a program gets any."
+    import threading
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try: yield
     finally:
