@@ -12,7 +12,7 @@ from . import answers
 from .completion import complete
 from .errors import MlnbError
 
-# %% ../nbs/90_cli.ipynb #f5428cf6
+# %% ../nbs/90_cli.ipynb #abcaa890
 _PIPELINE = (("pipeline",), {"nargs": "?", "help": "folder under nbs/stages; not needed when there is only one"})
 _STAGE = (("stage",), {"nargs": "?", "help": "a stage; all, when left out"})
 _RUN = (("run",), {"nargs": "?", "help": "last, last~1, or the beginning of an id; last, when left out"})
@@ -49,7 +49,7 @@ COMMANDS: dict[str, Any] = {
         _PARAMETER, _JSON]),
     "runs": (answers.tracking_command("runs_command"), "list runs, newest first", [_NUMBER, _WHERE, _JSON]),
     "compare": (answers.tracking_command("compare_command"), "put runs beside each other: what differs, who is best", [
-        (("words",), {"nargs": "*", "metavar": "RUN", "help": "last, last~1, the beginning of an id, a pattern, tag:NAME, the id of a grid, a stage, "
+        (("runs",), {"nargs": "*", "metavar": "RUN", "help": "last, last~1, the beginning of an id, a pattern, tag:NAME, the id of a grid, a stage, "
                       "a folder of W&B runs, wandb:ENTITY/PROJECT; the newest runs, when left out"}),
         _WHERE, _NUMBER, _OF, _flag("--everything", "also what is equal in all runs"),
         (("--baseline",), {"metavar": "RUN", "help": "the run that others are held against, on the page"}),

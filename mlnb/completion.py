@@ -25,9 +25,9 @@ def candidates(
         return list(read_pipeline(project, pick_pipeline(project)))
     except MlnbError: return []
 
-# %% ../nbs/88_completion.ipynb #ba4b2304
+# %% ../nbs/88_completion.ipynb #3eebcb1a
 _KINDS = {"pipeline": "pipeline", "--pipeline": "pipeline", "stage": "stage", "--select": "stage", "--exclude": "stage", "--force": "stage",
-          "run": "run", "--run": "run", "--against": "run"}
+          "run": "run", "--run": "run", "--against": "run", "--baseline": "run", "runs": "run", "--seed-of": "stage"}
 
 def complete(
     argument:argparse.Action,  # from `add_argument`

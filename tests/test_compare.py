@@ -161,7 +161,7 @@ def test_what_was_said_about_a_run_is_found_and_kept(tmp_path):
 
 def test_compare_shows_itself_in_a_notebook(project):
     code = (
-        "from mlnb.tracking.compare_page import compare\nshown = compare('last', 'last~1')\n"
+        "from mlnb import compare\nshown = compare('last', 'last~1')\n"
         "print(len(shown._repr_html_()) < 1_000_000 and '<iframe' in shown._repr_html_(), repr(shown).splitlines()[0])"
     )
     done = subprocess.run(

@@ -58,9 +58,9 @@ def _row_of(comparison, word, project):
     if len(fitting) == 1 and fitting[0] in {row.id for row in comparison.rows}: return fitting[0]
     raise RunError(f"'{word}' is none of the compared runs", expected="one of: " + ", ".join(row.id for row in comparison.rows[:10]))
 
-# %% ../../nbs/tracking/90_commands.ipynb #7b447d71
+# %% ../../nbs/tracking/90_commands.ipynb #3c2b2150
 def compare_command(
-    asked:Namespace,  # words, pipeline, everything, where, number, html, baseline, target
+    asked:Namespace,  # runs, pipeline, everything, where, number, html, baseline, target
 ) -> Result:
     "Answer `mlnb compare`."
     from mlnb.tracking.compare_text import comparison_document, full_text
@@ -68,7 +68,7 @@ def compare_command(
     project = _maybe_project()
     if asked.where and project is None: project = find_project()
     limit = DEFAULT if asked.number is None else asked.number
-    found = gather(project, asked.words, asked.pipeline or "", limit, _question(project, asked.where))
+    found = gather(project, asked.runs, asked.pipeline or "", limit, _question(project, asked.where))
     base = _row_of(found, asked.baseline, project) if asked.baseline else ""
     if asked.html is None: return Result(comparison_document(found, asked.everything), lambda: full_text(found, asked.everything))
     path = save_page(_page_path(asked.html, project, found), found, base, asked.target or "")

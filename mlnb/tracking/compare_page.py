@@ -141,7 +141,7 @@ def compare_html(
     sections = [s for s in _sections(sliced, limits, baseline or (oldest if len(sliced.rows) == 2 else ""), about) if s.html]
     return page(title or f"Comparison of {len(sliced.rows)} runs", _subtitle(sliced, limits), sections)
 
-# %% ../../nbs/tracking/64_compare_page.ipynb #3886a57e
+# %% ../../nbs/tracking/64_compare_page.ipynb #5c91d12d
 class Compared(NamedTuple):
     "A comparison that shows itself."
     comparison: Comparison
@@ -151,8 +151,8 @@ class Compared(NamedTuple):
 
     def _repr_html_(self) -> str:
         sliced = with_slices(self.comparison)
-        table = run_table(sliced.fields, sliced.rows, "", noise(sliced.fields, sliced.rows))
-        return frame(page("Runs", "", [Section("runs", "Runs", table)]), 520)
+        fields, rows = sorted(sliced.fields, key=_telling), sliced.rows
+        return frame(page(f"{len(rows)} runs", "", [Section("runs", "What differs", run_table(fields, rows, "", noise(fields, rows)))]), 560)
 
     def page(self, baseline:str="", target:str="") -> str:
         "The whole comparison, with charts, in a frame: `HTML(compare().page())`."

@@ -29,7 +29,7 @@ def _variables(name):
     colours = "".join(f"--{key}:{value};" for key, value in PALETTE[name].items())
     return colours + "".join(f"--s{i}:{c};" for i, c in enumerate(SERIES[name])) + f"color-scheme:{name};"
 
-# %% ../../nbs/tracking/50_design.ipynb #65678d1c
+# %% ../../nbs/tracking/50_design.ipynb #8a431e75
 _BASE = """
 *{box-sizing:border-box}
 html{font-size:16px;scroll-padding-top:4.5rem;-webkit-text-size-adjust:100%}
@@ -64,7 +64,8 @@ button[aria-pressed=true]{background:var(--wash);border-color:var(--accent);colo
 input[type=checkbox],input[type=range]{accent-color:var(--accent)}
 input[aria-invalid=true]{border-color:var(--bad);outline-color:var(--bad)}
 .bar{display:flex;flex-wrap:wrap;gap:.5rem .75rem;align-items:center;margin:.5rem 0}
-.bar label{display:inline-flex;gap:.375rem;align-items:center}
+.bar label{display:inline-flex;gap:.375rem;align-items:center;max-width:100%;white-space:nowrap}
+.bar select{min-width:0;max-width:14rem;flex:0 1 auto;text-overflow:ellipsis}
 .badge{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:0 .5625rem;font-size:.8125rem;
   font-weight:600;white-space:nowrap}
 .badge.good,.good{color:var(--good)}.badge.bad,.bad{color:var(--bad)}.badge.quiet{color:var(--soft);font-weight:500}
