@@ -19,6 +19,7 @@ from mlnb.pipeline.encoders import encode
 from mlnb.pipeline.store import Store
 from mlnb.settings import find_project
 from mlnb.tracking.follow import start_follower
+from mlnb.tracking.gather import gather, gathered_curves
 from mlnb.tracking.parcels import read_parcel
 from mlnb.tracking.sync import sync
 from mlnb.tracking.wandb_places import Target, local_folder, wandb_environment
@@ -290,6 +291,15 @@ def test_online_costs_nothing_when_the_server_is_dead_slow_or_forbidding(client,
     assert spent < 1 and (local_folder(project.runs / NAMES[0]) / "complete.json").exists()
     os.killpg(follower.process.pid, signal.SIGKILL)
     follower.process.wait()
+
+
+def test_runs_of_the_server_are_compared_with_those_here(project, client):
+    sync(project, ["last"])
+    found = gather(project, ["last", "wandb:me/demo"])
+    assert {row.source for row in found.rows} == {"mlnb", "server"}
+    there = next(row for row in found.rows if row.source == "server" and row.values.get("(job type)") == "train")
+    assert (there.values["auc"], there.values["lr"]) == (1.7, 0.1)
+    assert list(gathered_curves(found)["loss"][there.id]["step"]) == [0, 1, 2, 3, 4]
 
 
 def test_runs_are_read_back_as_they_were(project, client):

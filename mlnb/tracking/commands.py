@@ -6,7 +6,8 @@
 __all__ = ['Result', 'compare_command', 'save_page', 'report_command', 'note_command', 'note_text', 'runs_command',
            'grid_command', 'sweep_command', 'sync_command', 'deliveries_text']
 
-# %% ../../nbs/tracking/90_commands.ipynb #91b0bae6
+# %% ../../nbs/tracking/90_commands.ipynb #ef110112
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,7 @@ def _row_of(comparison, word, project):
     if len(fitting) == 1 and fitting[0] in {row.id for row in comparison.rows}: return fitting[0]
     raise RunError(f"'{word}' is none of the compared runs", expected="one of: " + ", ".join(row.id for row in comparison.rows[:10]))
 
-# %% ../../nbs/tracking/90_commands.ipynb #3c2b2150
+# %% ../../nbs/tracking/90_commands.ipynb #def3d6ba
 def compare_command(
     asked:Namespace,  # runs, pipeline, everything, where, number, html, baseline, target
 ) -> Result:
@@ -71,6 +72,7 @@ def compare_command(
     found = gather(project, asked.runs, asked.pipeline or "", limit, _question(project, asked.where))
     base = _row_of(found, asked.baseline, project) if asked.baseline else ""
     if asked.html is None: return Result(comparison_document(found, asked.everything), lambda: full_text(found, asked.everything))
+    if len(found.rows) > 200: print(f"drawing {len(found.rows)} runs …", file=sys.stderr, flush=True)
     path = save_page(_page_path(asked.html, project, found), found, base, asked.target or "")
     return Result({"format": 1, "page": str(path), "runs": [row.id for row in found.rows]}, lambda: f"written: {path}")
 
@@ -185,13 +187,12 @@ def sweep_command(
     said = f"\ncompare them: {page}" if page else ""
     return Result(document, lambda: sweep_text(document) + said, EXIT_CODES[document["status"]])
 
-# %% ../../nbs/tracking/90_commands.ipynb #493ca200
+# %% ../../nbs/tracking/90_commands.ipynb #580a4e21
 def sync_command(
     asked:Namespace,  # runs, entity, project: W&B's, "" for those of the settings
 ) -> Result:
     "Answer `mlnb sync`: exit code 1 when something could not be delivered."
     from mlnb.tracking.sync import sync
-    import sys
     def tell(event):
         if event["event"] == "sending": print(f"sending {event['id']} ({event['number']} of {event['of']}) …", file=sys.stderr, flush=True)
     done = sync(_maybe_project(), asked.runs, tell, entity=asked.entity or "", wandb_project=asked.project or "")

@@ -30,11 +30,11 @@ def value_text(
     if isinstance(value, float): return f"{value:.5g}"
     return str(value)
 
-# %% ../../nbs/tracking/63_compare_text.ipynb #f53df0b6
+# %% ../../nbs/tracking/63_compare_text.ipynb #3cb68bd1
 def _cut(text, room): return text if len(text) <= room else text[:max(room - 1, 1)] + "…"
 
-def _marked(row, field, rows, limits):
-    winners, close = best(field, rows, limits.get(field.name))
+def _marked(row, field, marks):
+    winners, close = marks[field.name]
     return value_text(row.values.get(field.name), field) + ((" ~" if close else " *") if row.id in winners else "")
 
 def _labels(rows):
@@ -44,14 +44,14 @@ def _labels(rows):
     while len(ids) > 1 and all(len(i) > begin + 5 for i in ids) and len({i[:begin + 1] for i in ids}) == 1: begin += 1
     return [("…" if begin else "") + i[begin:] for i in ids]
 
-def _as_columns(fields, rows, limits, width):
+def _as_columns(fields, rows, marks, width):
     names = max(min(max((len(f.name) for f in fields), default=6) + 2, width // 2), 8)
     room = max((width - names - 2 * len(rows)) // len(rows), 6)
     lines, kind = [], ""
     for field in fields:
         if field.kind != kind: lines.append((TITLES[field.kind], *[""] * len(rows)))
         kind = field.kind
-        lines.append(("  " + _cut(field.name, names - 2), *(_cut(_marked(row, field, rows, limits), room) for row in rows)))
+        lines.append(("  " + _cut(field.name, names - 2), *(_cut(_marked(row, field, marks), room) for row in rows)))
     return table(("", *(_cut(label, room) for label in _labels(rows))), lines, width)
 
 def _urgency(field):
@@ -60,16 +60,16 @@ def _urgency(field):
     if field.kind == "metric": return 2 if not field.best else 1 if "val" in field.name else 1.5
     return 4
 
-def _as_rows(fields, rows, limits, width):
+def _as_rows(fields, rows, marks, width):
     shown, used = [], max(len(label) for label in _labels(rows)) + 2
     for field in sorted(fields, key=_urgency):
-        wide = max(len(field.name), *(len(_marked(row, field, rows, limits)) for row in rows)) + 2
+        wide = max(len(field.name), *(len(_marked(row, field, marks)) for row in rows)) + 2
         if used + wide <= width: shown.append(field); used += wide
-    lines = [(label, *(_marked(row, field, rows, limits) for field in shown)) for label, row in zip(_labels(rows), rows, strict=True)]
+    lines = [(label, *(_marked(row, field, marks) for field in shown)) for label, row in zip(_labels(rows), rows, strict=True)]
     hidden = len(fields) - len(shown)
     return table(("run", *(f.name for f in shown)), lines, width) + (f"\n… and {hidden} facts more: --html FILE, --json" if hidden else "")
 
-# %% ../../nbs/tracking/63_compare_text.ipynb #f258029a
+# %% ../../nbs/tracking/63_compare_text.ipynb #a840e135
 def comparison_text(
     comparison:Comparison,   # from `gather`
     everything:bool=False,   # also what is equal in all runs
@@ -81,9 +81,9 @@ def comparison_text(
     fields = comparison.fields if everything else differing(comparison.fields, rows)
     if not fields: return "nothing differs between these runs"
     few = len(rows) <= max(2, (width - 24) // 14)
-    text = (_as_columns if few else _as_rows)(fields, rows, limits, width)
-    marks = [best(f, rows, limits.get(f.name)) for f in fields]
-    told = ["* best"] * any(w and not close for w, close in marks) + ["~ first, but within the noise of repeated runs"] * any(close for _, close in marks)
+    marks = {f.name: best(f, rows, limits.get(f.name)) for f in fields}
+    text, closes = (_as_columns if few else _as_rows)(fields, rows, marks, width), [close for won, close in marks.values() if won]
+    told = ["* best"] * (not all(closes)) + ["~ first, but within the noise of repeated runs"] * any(closes)
     return text + ("\n\n" + ", ".join(told) if told else "")
 
 # %% ../../nbs/tracking/63_compare_text.ipynb #ef6a8556
