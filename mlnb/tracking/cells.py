@@ -9,7 +9,7 @@ __all__ = ['CELLS_SCRIPT', 'CELLS_STYLE']
 import json
 from .markup import STATES, script, style
 
-# %% ../../nbs/tracking/49_cells.ipynb #c8bffcf7
+# %% ../../nbs/tracking/49_cells.ipynb #d634f539
 _LOOKS = """
 .grid{position:relative}.grid .count{max-width:none}
 .grid .panel{border:1px solid var(--line);border-radius:8px;padding:.75rem 1rem;margin:.5rem 0;background:var(--raised)}
@@ -20,7 +20,7 @@ _LOOKS = """
 .grid .window{overflow:auto;max-height:min(72vh,60rem);border:1px solid var(--line);border-radius:8px;
   overscroll-behavior-x:contain}
 .grid table{border-collapse:separate;border-spacing:0;table-layout:fixed;font-variant-numeric:tabular-nums;
-  font-size:.875rem;width:max-content;min-width:100%}
+  font-size:.875rem;min-width:100%}
 .grid th,.grid td{height:2.125rem;padding:0 .625rem;text-align:left;font-weight:400;white-space:nowrap;overflow:hidden;
   text-overflow:ellipsis;
   border-bottom:1px solid var(--line);background:var(--page);overflow-wrap:normal}
@@ -50,7 +50,7 @@ _LOOKS = """
 .grid .best{font-weight:700;background:var(--mark);border-radius:4px;padding:.0625rem .375rem}
 .grid .near{text-decoration:underline dotted;text-underline-offset:3px}
 .grid .pill{font-size:.75rem;font-weight:500;margin-right:.375rem;color:var(--soft)}
-.grid .other{background:var(--mark)}.grid td.gap{height:auto;padding:0;border:0}.grid .side{font-weight:500}
+.grid .other{color:var(--accent)}.grid td.gap{height:auto;padding:0;border:0}.grid .side{font-weight:500}
 .grid .across td{text-align:left;white-space:normal;overflow-wrap:anywhere}
 .grid .across .who{white-space:normal;padding:.375rem 0}.grid .across .head{height:2.125rem}
 .grid .across .head button{min-height:2rem}.grid .across .head small{display:inline;margin-right:.375rem}
@@ -58,7 +58,7 @@ _LOOKS = """
 @media (max-width:40rem){.grid .window{max-height:80vh}.grid .bar input[type=search]{flex:1 1 100%}}
 .printing main:has(.grid){width:1000px}
 @media print{@page{size:landscape}.grid .window{max-height:none;overflow:visible;border:0}
-.grid table{font-size:7pt;table-layout:auto;width:100%}.grid th,.grid td{height:auto;padding:.125rem .375rem;
+.grid table{font-size:7pt;table-layout:auto;width:100%!important}.grid th,.grid td{height:auto;padding:.125rem .375rem;
   white-space:normal;position:static!important}
 .grid td .delta,.grid .badge,.grid .pill{font-size:6.5pt;margin-left:.25rem}
 .grid .who input,.grid .who button,.grid .filters{display:none}.grid .head button{padding:0;min-height:0}
@@ -141,7 +141,7 @@ _CELLS = r"""
 })();
 """
 
-# %% ../../nbs/tracking/49_cells.ipynb #4a25d403
+# %% ../../nbs/tracking/49_cells.ipynb #bc5b2de3
 _WINDOW = r"""
 (() => {
   "use strict";
@@ -163,15 +163,16 @@ _WINDOW = r"""
     show(view) {
       const {grid} = this.table, top = this.box.scrollTop, left = this.box.scrollLeft;
       this.view = view; this.made = new Map(); this.items = view.items.filter(o => o.group || o.row !== view.baseline);
-      const who = Math.min(30, Math.max(20, ...grid.data.rows.map(r => r[1].length + 11))),
+      const who = Math.min(36, Math.max(20, ...grid.data.rows.map(r => r[1].length + 14))),
         widths = view.columns.map(c => mlnb.widthOf(grid, view, c));
       this.above = el("td", {className: "gap", colSpan: view.columns.length + 1});
       this.below = el("td", {className: "gap", colSpan: view.columns.length + 1});
       this.first = el("tr", {ariaHidden: "true"}, this.above); this.last = el("tr", {ariaHidden: "true"}, this.below);
       this.body = el("tbody", {}, this.first, this.last);
-      const cols = el("colgroup", {}, el("col", {style: `width:min(${who}ch,46vw)`}),
+      const cols = el("colgroup", {}, el("col", {style: `width:min(${who}ch,60vw)`}),
         widths.map(w => el("col", {style: `width:${w}ch`})));
-      this.element = el("table", {}, cols, this.head(view), this.body);
+      this.element = el("table", {style: `width:calc(min(${who}ch, 60vw) + ${widths.reduce((a, b) => a + b, 0)}ch)`},
+        cols, this.head(view), this.body);
       this.element.setAttribute("aria-rowcount", this.items.length);
       this.box.replaceChildren(this.element); this.box.scrollTop = top; this.box.scrollLeft = left; this.fill();
     }
@@ -227,7 +228,9 @@ _WINDOW = r"""
         mlnb.whoOf(table, {row: i}, true)));
     const wide = runs.map(i => Math.min(34, Math.max(14, grid.data.rows[i][1].length + 11, ...view.columns.map(c =>
             Math.min(22, c.text(i).length) + (view.baseline >= 0 ? 12 : 3)))));
-    return el("table", {className: "across"}, el("colgroup", {}, el("col", {style: "width:min(26ch,34vw)"}),
+    const all = wide.map(w => `min(${w}ch, 40vw)`).join(" + ");
+    return el("table", {className: "across", style: `width:calc(min(26ch, 34vw) + ${all || "0ch"})`},
+      el("colgroup", {}, el("col", {style: "width:min(26ch,34vw)"}),
         wide.map(w => el("col", {style: `width:min(${w}ch,40vw)`}))),
       el("thead", {}, el("tr", {}, el("td", {className: "first"}), heads)), el("tbody", {}, lines));
   };

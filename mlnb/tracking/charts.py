@@ -15,13 +15,14 @@ from .importance import parameter_importance
 # %% ../../nbs/tracking/54_charts.ipynb #88d56548
 CHARTS = (curves_chart, parallel_coordinates)  # built in notebooks of their own
 
-# %% ../../nbs/tracking/54_charts.ipynb #9bdece56
+# %% ../../nbs/tracking/54_charts.ipynb #622af812
 _LOOKS = """
 .matrix canvas{position:absolute;inset:0;pointer-events:none}
 .matrix .field{position:relative;max-width:60rem;touch-action:pan-y;cursor:crosshair}
 .matrix .field div{position:absolute;border:1px solid var(--accent);background:var(--wash);opacity:.5}
-.chart .plot{height:26rem;max-width:60rem}.imp td.w{width:50%;min-width:8rem}
-.imp .bar{display:block;margin:.25rem 0;height:.75rem;background:var(--accent);border-radius:0 3px 3px 0;min-width:1px}
+.chart .plot{height:26rem;max-width:60rem}.printing .matrix .field,.printing .chart .plot{max-width:44rem}
+.imp td.w{width:50%;min-width:8rem}.imp .bar{display:block;margin:.25rem 0;height:.75rem;background:var(--accent);
+  border-radius:0 3px 3px 0;min-width:1px}
 .imp i{display:block;height:1px;border-top:2px solid var(--soft);margin-top:-.625rem;position:relative}
 .imp td.w>div{padding:.375rem 0}
 """

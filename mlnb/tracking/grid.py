@@ -151,7 +151,7 @@ _FILTERS = r"""
 })();
 """
 
-# %% ../../nbs/tracking/48_grid.ipynb #6e1d94e2
+# %% ../../nbs/tracking/48_grid.ipynb #b7f16342
 _GROUPS = r"""
 (() => {
   "use strict";
@@ -174,14 +174,13 @@ _GROUPS = r"""
       half, n};
   };
   mlnb.bestOf = (column, items, noise) => {
-    const up = column.best === "max" ? 1 : -1, ranked = items.filter(o => Number.isFinite(o.value)).sort((a, b) =>
-      up * (b.value - a.value));
-    if (!column.best || ranked.length < 2 || ranked[0].value === ranked.at(-1).value) return null;
-    const gap = o => Math.abs(ranked[0].value - o.value), allowed = o => Math.max(noise || 0, o.half > 0 &&
-      ranked[0].half > 0 ? Math.hypot(o.half, ranked[0].half) : 0);
-    const near = ranked.filter(o => o !== ranked[0] && (gap(o) === 0 || gap(o) < allowed(o)));
-    return {first: ranked[0].key, near: new Set(near.map(o => o.key)), noisy: near.some(o => gap(o) > 0 ||
-        allowed(o) > 0)};
+    const up = column.best === "max" ? 1 : -1, known = items.filter(o => Number.isFinite(o.value));
+    if (!column.best || known.length < 2) return null;
+    const top = known.reduce((a, o) => up * (o.value - a.value) > 0 ? o : a), gap = o => Math.abs(top.value - o.value);
+    if (known.every(o => o.value === top.value)) return null;
+    const allowed = o => Math.max(noise || 0, o.half > 0 && top.half > 0 ? Math.hypot(o.half, top.half) : 0);
+    const near = known.filter(o => o !== top && (gap(o) === 0 || gap(o) < allowed(o)));
+    return {first: top.key, near: new Set(near.map(o => o.key)), noisy: near.some(o => gap(o) > 0 || allowed(o) > 0)};
   };
 })();
 """
