@@ -67,7 +67,7 @@ def _kind(told, where):
     if given in DISTRIBUTIONS: return given
     raise ParameterError(f"unknown distribution '{given}'", where=where, expected="one of: " + ", ".join(DISTRIBUTIONS), cure=_near(given, DISTRIBUTIONS))
 
-# %% ../../nbs/tracking/65_space.ipynb #c1c14c7e
+# %% ../../nbs/tracking/65_space.ipynb #1608225a
 def read_spec(
     name:str,    # of the parameter
     told:Any,    # what the file says of it
@@ -88,7 +88,9 @@ def read_spec(
         if deviation <= 0: raise ParameterError("`sigma` is not above 0", where=place, got=deviation)
         return Spec(name, "bell", low=mean, high=deviation, log="log" in kind, q=q)
     low, high = _number(told, "min", place), _number(told, "max", place)
-    if _RANGES[kind] == "exponents": low, high = math.exp(low), math.exp(high)
+    if _RANGES[kind] == "exponents":
+        if max(low, high) > 700: raise ParameterError("this exponent is too large", where=place, got=max(low, high), expected="at most 700: e^min to e^max")
+        low, high = math.exp(low), math.exp(high)
     if low > high or (_RANGES[kind] and low <= 0):
         raise ParameterError("this range is empty" if low > high else "a logarithm needs numbers above 0", where=place, got=f"min {low:g}, max {high:g}")
     whole = kind == "int_uniform" or (kind == "q_uniform" and all(type(told.get(k, 1)) is int for k in ("min", "max", "q")))
@@ -107,7 +109,7 @@ def _choice(name, told, place, kind):
         raise ParameterError("`probabilities` does not fit `values`", where=place, got=repr(weights), expected=f"{len(values)} numbers with the sum 1")
     return Spec(name, "choice", tuple(values), tuple(weights))
 
-# %% ../../nbs/tracking/65_space.ipynb #0a82af04
+# %% ../../nbs/tracking/65_space.ipynb #90fb5418
 def rounded(
     spec:Spec,    # of the parameter
     value:float,  # a number in its range
@@ -116,7 +118,9 @@ def rounded(
     if spec.q: value = round(value / spec.q) * spec.q
     if spec.kind == "range": value = min(max(value, spec.low), spec.high)
     whole = spec.whole or (spec.q and float(spec.q).is_integer() and float(value).is_integer())
-    return int(round(value)) if whole else float(f"{value:.12g}")
+    if whole: return int(round(value))
+    short = float(f"{value:.12g}")   # 0.1 + 0.2 is written 0.3, but never beyond the range
+    return min(max(short, spec.low), spec.high) if spec.kind == "range" else short
 
 def draw(
     spec:Spec,   # of the parameter
@@ -128,7 +132,7 @@ def draw(
     elif spec.log: return rounded(spec, math.exp(random.uniform(math.log(spec.low), math.log(spec.high))))
     elif spec.whole and not spec.q: return random.randint(math.ceil(spec.low), math.floor(spec.high))
     else: number = random.uniform(spec.low, spec.high)
-    return rounded(spec, math.exp(number) if spec.kind == "bell" and spec.log else number)
+    return rounded(spec, math.exp(min(number, 700.0)) if spec.kind == "bell" and spec.log else number)   # a float ends at e^709
 
 def every_value(
     spec:Spec,   # of the parameter
