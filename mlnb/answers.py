@@ -92,7 +92,7 @@ def run_stage_command(
     from mlnb.pipeline.attempt import run_stage
     return run_stage(Path(asked.spec))
 
-# %% ../nbs/89_answers.ipynb #631f59f1
+# %% ../nbs/89_answers.ipynb #3169bfdc
 def check_command(
     asked:Namespace,  # what was typed
 ) -> int:             # exit code
@@ -108,7 +108,9 @@ def check_command(
 def _stages(asked):
     from mlnb.pipeline.stage import read_pipeline
     project, pipeline = _pipeline(asked)
-    return project, pipeline, read_pipeline(project, pipeline)
+    stages, named = read_pipeline(project, pipeline), getattr(asked, "stage", None)
+    if named and named not in stages: raise SelectionError(f"no stage '{named}'", expected="one of: " + ", ".join(stages))
+    return project, pipeline, stages
 
 def params_command(
     asked:Namespace,  # what was typed
@@ -117,8 +119,6 @@ def params_command(
     from mlnb.pipeline.assign import assign
     from mlnb.pipeline.inspect import params_rows, params_text
     _, _, stages = _stages(asked)
-    if asked.stage and asked.stage not in stages:
-        raise SelectionError(f"no stage '{asked.stage}'", expected="one of: " + ", ".join(stages))
     rows = [r for r in params_rows(stages, assign(stages, asked.parameter or [], None)) if asked.stage in (None, r["stage"])]
     return _print(asked, rows, lambda: params_text(rows))
 
@@ -170,8 +170,6 @@ def why_command(
     "Say what changed since the last result."
     from mlnb.pipeline.stale import why_report
     project, pipeline, stages = _stages(asked)
-    if asked.stage and asked.stage not in stages:
-        raise SelectionError(f"no stage '{asked.stage}'", expected="one of: " + ", ".join(stages))
     document, text = why_report(project, pipeline, stages, asked.stage or "", asked.against or "", asked.parameter or [])
     return _print(asked, document, lambda: text)
 

@@ -6,27 +6,21 @@
 __all__ = ['Result', 'compare_command', 'save_page', 'report_command', 'note_command', 'note_text', 'runs_command',
            'grid_command', 'sweep_command', 'sync_command', 'deliveries_text']
 
-# %% ../../nbs/tracking/90_commands.ipynb #ef110112
+# %% ../../nbs/tracking/90_commands.ipynb #b8e1d046
 import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-from ..errors import ProjectError
 from ..files import write_atomic
 from ..settings import find_project
 
-# %% ../../nbs/tracking/90_commands.ipynb #2e578168
+# %% ../../nbs/tracking/90_commands.ipynb #bd46e4c4
 class Result(NamedTuple):
     "What a command found."
     document: Any              # JSON
     text: Callable[[], str]    # made only when somebody reads it
     code: int = 0              # exit code
-
-def _maybe_project():
-    "The project here; None outside of one, where W&B folders can still be compared."
-    try: return find_project()
-    except ProjectError: return None
 
 # %% ../../nbs/tracking/90_commands.ipynb #45b1c455
 def _page_path(place, project, comparison):
@@ -59,14 +53,14 @@ def _row_of(comparison, word, project):
     if len(fitting) == 1 and fitting[0] in {row.id for row in comparison.rows}: return fitting[0]
     raise RunError(f"'{word}' is none of the compared runs", expected="one of: " + ", ".join(row.id for row in comparison.rows[:10]))
 
-# %% ../../nbs/tracking/90_commands.ipynb #def3d6ba
+# %% ../../nbs/tracking/90_commands.ipynb #a3c9a409
 def compare_command(
     asked:Namespace,  # runs, pipeline, everything, where, number, html, baseline, target
 ) -> Result:
     "Answer `mlnb compare`."
     from mlnb.tracking.compare_text import comparison_document, full_text
-    from mlnb.tracking.gather import DEFAULT, gather
-    project = _maybe_project()
+    from mlnb.tracking.gather import DEFAULT, gather, project_here
+    project = project_here()
     if asked.where and project is None: project = find_project()
     limit = DEFAULT if asked.number is None else asked.number
     found = gather(project, asked.runs, asked.pipeline or "", limit, _question(project, asked.where))
@@ -187,15 +181,16 @@ def sweep_command(
     said = f"\ncompare them: {page}" if page else ""
     return Result(document, lambda: sweep_text(document) + said, EXIT_CODES[document["status"]])
 
-# %% ../../nbs/tracking/90_commands.ipynb #580a4e21
+# %% ../../nbs/tracking/90_commands.ipynb #4220e1c3
 def sync_command(
     asked:Namespace,  # runs, entity, project: W&B's, "" for those of the settings
 ) -> Result:
     "Answer `mlnb sync`: exit code 1 when something could not be delivered."
+    from mlnb.tracking.gather import project_here
     from mlnb.tracking.sync import sync
     def tell(event):
         if event["event"] == "sending": print(f"sending {event['id']} ({event['number']} of {event['of']}) …", file=sys.stderr, flush=True)
-    done = sync(_maybe_project(), asked.runs, tell, entity=asked.entity or "", wandb_project=asked.project or "")
+    done = sync(project_here(), asked.runs, tell, entity=asked.entity or "", wandb_project=asked.project or "")
     return Result({"format": 1, "deliveries": [one._asdict() for one in done]}, lambda: deliveries_text(done), int(any(d.status == "failed" for d in done)))
 
 def deliveries_text(

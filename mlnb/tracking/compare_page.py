@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['target_of', 'parting_html', 'compare_html', 'Compared', 'compare']
 
-# %% ../../nbs/tracking/64_compare_page.ipynb #6129c1d0
+# %% ../../nbs/tracking/64_compare_page.ipynb #3018c29f
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from .compare_text import comparison_document, full_text
 from .curves import curves_chart
 from .design import Section, frame, page
 from .differences import StageDifference, difference_svg, differing, run_difference
-from .gather import Comparison, gather, gathered_curves
+from .gather import Comparison, gather, gathered_curves, project_here
 from .markup import style, text
 from .noise import is_seed, noise
 from .slices import with_slices
@@ -141,7 +141,7 @@ def compare_html(
     sections = [s for s in _sections(sliced, limits, baseline or (oldest if len(sliced.rows) == 2 else ""), about) if s.html]
     return page(title or f"Comparison of {len(sliced.rows)} runs", _subtitle(sliced, limits), sections)
 
-# %% ../../nbs/tracking/64_compare_page.ipynb #5c91d12d
+# %% ../../nbs/tracking/64_compare_page.ipynb #9e99271c
 class Compared(NamedTuple):
     "A comparison that shows itself."
     comparison: Comparison
@@ -173,8 +173,4 @@ def compare(
     everything:bool=False,  # also what is equal in all runs
 ) -> Compared:              # shows itself
     "Compare runs in a notebook; raises `RunError` for a word that means nothing."
-    from mlnb.errors import ProjectError
-    from mlnb.settings import find_project
-    try: project = find_project()
-    except ProjectError: project = None
-    return Compared(gather(project, words, pipeline), everything)
+    return Compared(gather(project_here(), words, pipeline), everything)

@@ -5,26 +5,30 @@
 # %% auto #0
 __all__ = ['Tracking', 'track_later', 'main']
 
-# %% ../../nbs/tracking/32_track.ipynb #77a3447c
+# %% ../../nbs/tracking/32_track.ipynb #c63ec0bc
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from ..settings import Project
-from .follow import mode_of, start_follower
 
-# %% ../../nbs/tracking/32_track.ipynb #fc3f37ba
+# %% ../../nbs/tracking/32_track.ipynb #48e177dd
 class Tracking:
     "Hears the events of a run, and has it written for W&B when something is executed."
 
     def __init__(self, project:Project, tell:Callable[[dict], None], mode:str=""):
-        self.project, self.tell, self.mode = project, tell, mode_of(project, mode)
+        self.project, self.tell, self.mode = project, tell, mode
+        if mode:
+            from mlnb.tracking.follow import mode_of
+            mode_of(project, mode)   # the settings were checked when they were read
         self.folder: Path|None = None
         self.follower: Any = None
 
     def __call__(self, event:dict) -> None:
         "Take an event into account and pass it on."
         if event["event"] == "run": self.folder = self.project.runs/event["run"]
-        if event["event"] == "started" and self.folder and not self.follower: self.follower = start_follower(self.project, self.folder, self.mode)
+        if event["event"] == "started" and self.folder and not self.follower:
+            from mlnb.tracking.follow import start_follower
+            self.follower = start_follower(self.project, self.folder, self.mode)
         self.tell(event)
 
     def end(self) -> str:
@@ -35,7 +39,7 @@ class Tracking:
         late = f"W&B's files are not written after {seconds:g} s; `mlnb sync` completes them" if seconds and not written else ""
         return self.follower.problem() or late
 
-# %% ../../nbs/tracking/32_track.ipynb #4332a736
+# %% ../../nbs/tracking/32_track.ipynb #92003005
 def track_later(
     project:Project,         # whose runs
     folders:Iterable[Path],  # of pipeline runs that have ended
@@ -43,6 +47,7 @@ def track_later(
 ) -> int|None:               # process number; None when nothing is tracked
     "Have runs written for W&B, behind everything else."
     import subprocess, sys
+    from mlnb.tracking.follow import mode_of
     folders, mode = [str(Path(folder).absolute()) for folder in folders], mode_of(project, mode)
     if mode == "off" or not folders: return None
     log = project.runs/"cache"/"track.log"

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['metric_lines', 'Row', 'history_rows', 'Trial', 'split_trials']
 
-# %% ../../nbs/tracking/13_wandb_history.ipynb #14ac5e1a
-import json
+# %% ../../nbs/tracking/13_wandb_history.ipynb #773e7ee3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
+from ..metrics import read_metrics
 from ..pipeline.store import Store
 from .wandb_stage import attempt_folder
 
-# %% ../../nbs/tracking/13_wandb_history.ipynb #2bead639
+# %% ../../nbs/tracking/13_wandb_history.ipynb #ba70f109
 def metric_lines(
     folder:Path|str,  # of the pipeline run
     stage:Mapping,    # a stage record
@@ -21,14 +21,8 @@ def metric_lines(
     "The lines of metrics that belong to a stage record."
     digest = (stage.get("metrics") or {}).get("digest")
     path = Store(Path(folder).absolute().parent/"store").path_of(digest) if digest else attempt_folder(folder, stage)/"metrics.jsonl"
-    try: text = path.read_bytes()
+    try: return read_metrics(path)
     except OSError: return []
-    return [line for line in map(_parsed, text.splitlines()) if isinstance(line, dict)]
-
-# %% ../../nbs/tracking/13_wandb_history.ipynb #5aeedac9
-def _parsed(line):
-    try: return json.loads(line)
-    except ValueError: return None
 
 # %% ../../nbs/tracking/13_wandb_history.ipynb #435270a8
 class Row(NamedTuple):
