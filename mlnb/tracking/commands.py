@@ -181,7 +181,7 @@ def sweep_command(
     said = f"\ncompare them: {page}" if page else ""
     return Result(document, lambda: sweep_text(document) + said, EXIT_CODES[document["status"]])
 
-# %% ../../nbs/tracking/90_commands.ipynb #4220e1c3
+# %% ../../nbs/tracking/90_commands.ipynb #1e2aa0d1
 def sync_command(
     asked:Namespace,  # runs, entity, project: W&B's, "" for those of the settings
 ) -> Result:
@@ -189,7 +189,7 @@ def sync_command(
     from mlnb.tracking.gather import project_here
     from mlnb.tracking.sync import sync
     def tell(event):
-        if event["event"] == "sending": print(f"sending {event['id']} ({event['number']} of {event['of']}) …", file=sys.stderr, flush=True)
+        if event["event"] == "sending": print(f"delivering {event['id']} ({event['number']} of {event['of']}) …", file=sys.stderr, flush=True)
     done = sync(project_here(), asked.runs, tell, entity=asked.entity or "", wandb_project=asked.project or "")
     return Result({"format": 1, "deliveries": [one._asdict() for one in done]}, lambda: deliveries_text(done), int(any(d.status == "failed" for d in done)))
 

@@ -43,7 +43,7 @@ def _some(pairs, most):
     from itertools import islice
     return islice(pairs, most)
 
-# %% ../../nbs/tracking/45_facts.ipynb #2b66b503
+# %% ../../nbs/tracking/45_facts.ipynb #e4fc859b
 def stage_facts(
     name:str,      # of the stage
     record:dict,   # of the stage
@@ -54,7 +54,7 @@ def stage_facts(
     facts = {f"{name}.{k}": v for k, v in facts.items() if v is not None}
     for scrap in (record.get("scraps") or {}).values():
         if scrap["encoder"] != "artifact": facts |= dict(_some(_flat(f"{name}.{scrap['name']}", scrap["data"]), _WIDEST))
-    for parameter, value in ((record.get("parts") or {}).get("parameters") or {}).items():
+    for parameter, value in (record.get("parameters") or (record.get("parts") or {}).get("parameters") or {}).items():
         if not (isinstance(value, dict) and "$secret" in value): facts |= dict(_some(_flat(f"params.{name}.{parameter}", value), _WIDEST))
     return facts
 
