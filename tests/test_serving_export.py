@@ -23,7 +23,7 @@ ROWS = {
 @pytest.fixture(scope="session")
 def build():
     """A small Keras model with a number, a word, a vector and a whole number as inputs, for any head."""
-    from mlnb.evaluation.slices import import_quietly
+    from mlnb.training.quiet import import_quietly
 
     import_quietly("tensorflow")
     import keras
@@ -111,7 +111,7 @@ def test_tfma_judges_the_export_itself(build, tmp_path):
     import tensorflow_model_analysis as tfma
     from tensorflow_model_analysis.proto import config_pb2
 
-    from mlnb.evaluation.slices import quiet
+    from mlnb.training.quiet import quiet
 
     model = build(lambda keras: keras.layers.Dense(1, "sigmoid"))
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from ..errors import ServingError
-from ..evaluation.slices import import_quietly, quiet
+from ..training.quiet import import_quietly, quiet
 from ..files import disk_error, write_json
 
 # %% ../../nbs/serving/10_export.ipynb #c58910d0

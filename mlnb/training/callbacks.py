@@ -8,7 +8,7 @@ __all__ = ['log_fit', 'log_trials', 'log_study']
 # %% ../../nbs/training/15_callbacks.ipynb #c6cf5f0a
 from collections.abc import Callable
 from ..metrics import log_metrics, log_trial
-from .quiet import import_tensorflow
+from .quiet import import_quietly
 
 # %% ../../nbs/training/15_callbacks.ipynb #ece92887
 def log_fit(
@@ -16,7 +16,7 @@ def log_fit(
     every_batches:int=0,  # also after so many batches; 0: at the end of epochs only
 ) -> "keras.callbacks.Callback": # noqa: F821
     "A callback that writes the curves of one fit."
-    import_tensorflow()
+    import_quietly()
     import keras
     class LogFit(keras.callbacks.Callback):
         "Writes through `mlnb.metrics`."

@@ -18,7 +18,7 @@ from ..errors import TrainingError
 from ..files import canonical_json, digest
 from .callbacks import log_trials
 from .models import batches, build_model, compile_model, monitor_of
-from .quiet import import_tensorflow
+from .quiet import import_quietly
 
 # %% ../../nbs/training/30_tuning.ipynb #2e984e56
 SPACE = {"width": (16, 32, 64, 128), "layers": (1, 2, 3), "dropout": (0.0, 0.1, 0.3), "learning_rate": (3e-4, 1e-2)}
@@ -89,7 +89,7 @@ def tune(
     if method not in METHODS: raise TrainingError("unknown search method", got=method, expected=" or ".join(METHODS))
     if trials < 1 or epochs < 1:
         raise TrainingError("nothing to search", got=f"{trials} trials, {epochs} epochs", expected="1 or more")
-    tf = import_tensorflow()
+    tf = import_quietly()
     if not tf.config.list_physical_devices("GPU"): tf.config.experimental.enable_op_determinism()
     schema, (monitor, mode) = measure(train, schema), monitor_of(schema["label"]["task"])
     settings = {"epochs": epochs, "method": method, "batch_size": batch_size, "seed": seed}
