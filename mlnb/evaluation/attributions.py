@@ -59,7 +59,7 @@ class Attributions(NamedTuple):
         pictures = [row_picture(self, i) for i in range(min(3, len(self.values)))]
         return "".join(one._repr_html_() for one in ([beeswarm(self)] if len(self.values) > 10 else pictures))
 
-# %% ../../nbs/evaluation/59_attributions.ipynb #e9c97101
+# %% ../../nbs/evaluation/59_attributions.ipynb #675ba0bf
 def _steps(one, row, most):
     "(name, contribution, margin) of the columns of a row, the small ones added up, the error last."
     values, margin = one.values.iloc[row], one.margin.iloc[row]
@@ -78,7 +78,7 @@ def _waterfall(one, steps, row, width):
     base, y, parts = float(one.base[row]), 22, []
     ends = base + np.cumsum([0.0, *(value for _, value, _ in steps)])
     x = scale_of([*ends, *(ends[i + 1] + s * half for i, (_, _, half) in enumerate(steps) for s in (-1, 1))],
-                 216, width - 84)
+                 236, width - 84)
     parts.append(label(208, 14, "base", "end") + label(x(base), 14, number_text(base), "middle"))
     for i, (name, value, half) in enumerate(steps):
         a, b = x(ends[i]), x(ends[i + 1])

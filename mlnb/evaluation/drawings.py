@@ -82,7 +82,7 @@ def scale_of(
     if high - low < 1e-9 * max(1.0, abs(high)): low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
     return Scale(low, high, start, end)
 
-# %% ../../nbs/evaluation/58_drawings.ipynb #ca6f44e0
+# %% ../../nbs/evaluation/58_drawings.ipynb #13f80e42
 class Picture(NamedTuple):
     "A title and the HTML below it; shows itself in a notebook."
     title: str
@@ -101,7 +101,7 @@ def drawing(
     "SVG elements as one drawing."
     return (f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(says)}" width="{width:.0f}" '
             f'height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" font-family="system-ui,sans-serif" '
-            f'font-size="12" style="max-width:100%;height:auto">{"".join(parts)}</svg>')
+            f'font-size="12" style="max-width:100%;height:auto;vertical-align:top">{"".join(parts)}</svg>')
 
 def picture(
     title:str,            # what it is, not escaped
@@ -125,7 +125,7 @@ def page(
             f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>{looks}</style>'
             f"<h1>{escape(title)}</h1>{body}</html>\n")
 
-# %% ../../nbs/evaluation/58_drawings.ipynb #cd923b30
+# %% ../../nbs/evaluation/58_drawings.ipynb #aaa9e408
 class Bar(NamedTuple):
     "One bar."
     name: str
@@ -150,7 +150,7 @@ def bar_chart(
         end = x(bar.value) if math.isfinite(bar.value) else zero
         sure = not (bar.low <= 0 <= bar.high)
         colour = ORANGE if signed and bar.value < 0 else BLUE
-        parts.append(label(_NAMES, y + 12, bar.name, "end", 28))
+        parts.append(label(_NAMES, y + 12, bar.name, "end", 26))
         parts.append(f'<rect x="{min(zero, end):.1f}" y="{y + 2}" width="{abs(end - zero):.1f}" height="12" '
                      f'fill="{colour}" fill-opacity="{0.85 if sure else 0.3}"/>')
         if math.isfinite(bar.low) and math.isfinite(bar.high):
@@ -234,7 +234,7 @@ class Panel:
         "The chart as it is now."
         return drawing(self.parts, self.width, self.height, says)
 
-# %% ../../nbs/evaluation/58_drawings.ipynb #07844518
+# %% ../../nbs/evaluation/58_drawings.ipynb #69158c71
 def shade(
     share:float,  # -1 to 1, cut off outside
 ) -> str:         # attributes of a filled shape
@@ -254,7 +254,7 @@ def heat_map(
     "A table of values as colours, each with its figure as a tooltip."
     values = np.asarray(values, float)
     reach = reach or np.nanmax(np.abs(values - middle), initial=0.0) or 1.0
-    left, top = 8 + 7 * min(16, max(map(len, rows), default=0)), 8
+    left, top = max(14 + 7 * min(16, max(map(len, rows), default=0)), 56 if len(columns) else 8), 8
     parts = [f'<rect x="{left + j * cell}" y="{top + i * cell}" width="{cell}" height="{cell}" '
              f'{shade((values[i, j] - middle) / reach)}><title>{number_text(values[i, j])}</title></rect>'
              for i in range(values.shape[0]) for j in range(values.shape[1])]
