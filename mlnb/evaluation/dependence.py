@@ -5,27 +5,22 @@
 # %% auto #0
 __all__ = ['Dependence', 'dependence', 'dependence_picture', 'interactions', 'dependence_map']
 
-# %% ../../nbs/evaluation/61_dependence.ipynb #532b4271
+# %% ../../nbs/evaluation/61_dependence.ipynb #19330164
 from collections.abc import Iterable
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..errors import EvaluationError
 from .drawings import BLUE, GREY, ORANGE, Panel, Picture, cell_text, heat_map, number_text, picture
-from .predictors import Predictor, ask_mixed, chosen_columns, one_output, some_rows
+from .predictors import Predictor, as_numbers, ask_mixed, chosen_columns, has_order, one_output
+from .predictors import some_rows
 
-# %% ../../nbs/evaluation/61_dependence.ipynb #b12dd616
-def _is_scale(column):
-    "Is the column drawn on an axis of numbers or times?"
-    types = pd.api.types
-    numbers = types.is_numeric_dtype(column) and not types.is_bool_dtype(column) or types.is_timedelta64_dtype(column)
-    return (numbers or types.is_datetime64_any_dtype(column)) and column.nunique() > 2
-
+# %% ../../nbs/evaluation/61_dependence.ipynb #011f34bc
 def _grid(column, most):
     "Row numbers of the values asked about, and whether the last one is a gap."
     column = column.reset_index(drop=True)
     present = column.dropna()
-    if _is_scale(column):
+    if has_order(column):
         values = present.drop_duplicates().sort_values()
         if len(values) > most:
             ranked = present.sort_values(kind="stable")
@@ -39,12 +34,6 @@ def _grid(column, most):
         values = pd.Series({place[level]: level for level, _ in order}, dtype=object)
     rows, gaps = list(values.index), np.flatnonzero(column.isna())
     return np.array(rows + list(gaps[:1]), dtype=int), bool(len(gaps))
-
-def _axis(values):
-    "Places on an axis of numbers; times as seconds."
-    if str(values.dtype).startswith("datetime"): return (values - pd.Timestamp(0, tz=values.dt.tz)).dt.total_seconds()
-    if str(values.dtype).startswith("timedelta"): return values.dt.total_seconds()
-    return values.astype("float64")
 
 # %% ../../nbs/evaluation/61_dependence.ipynb #1f03ce22
 class Dependence(NamedTuple):
@@ -81,13 +70,13 @@ class Dependence(NamedTuple):
 
     def _repr_html_(self) -> str: return dependence_picture(self)._repr_html_()
 
-# %% ../../nbs/evaluation/61_dependence.ipynb #4832e14b
+# %% ../../nbs/evaluation/61_dependence.ipynb #db84a511
 def _nearest(column, axis, scale, values):
     "For each row the number of the grid value that is its own or nearest; gaps belong to the gap."
     if not scale:
         known = {cell_text(v): i for i, v in enumerate(values)}
         return column.astype(object).map(cell_text).map(known).fillna(-1).astype(int).to_numpy()
-    places = _axis(column).to_numpy()
+    places = as_numbers(column).to_numpy()
     good = np.flatnonzero(np.isfinite(axis))
     found = np.full(len(places), len(axis) - 1)
     seen = np.isfinite(places)
@@ -100,7 +89,7 @@ def _curves(predict, frame, column, grid, output):
     scores = ask_mixed(predict, frame, [column], np.tile(grid, m)[:, None], np.repeat(np.arange(m), g))
     return one_output(scores, output).reshape(m, g)
 
-# %% ../../nbs/evaluation/61_dependence.ipynb #3e33d1b7
+# %% ../../nbs/evaluation/61_dependence.ipynb #e759d55f
 def dependence(
     predict:Predictor,     # the model
     frame:pd.DataFrame,    # (n, d) rows of the kind the model is for; labels are not needed
@@ -117,14 +106,14 @@ def dependence(
     sample = some_rows(frame, rows, seed).reset_index(drop=True)
     if sample[name].isna().all(): raise EvaluationError(f"column '{name}' has no value in the rows to explain by")
     places, gap = _grid(sample[name], grid)
-    scale, cells = _is_scale(sample[name]), sample[name].iloc[places]
-    axis = _axis(cells).to_numpy() if scale else np.arange(len(places), dtype=float)
+    scale, cells = has_order(sample[name]), sample[name].iloc[places]
+    axis = as_numbers(cells).to_numpy() if scale else np.arange(len(places), dtype=float)
     single = _curves(predict, sample, name, places, output)
     values = [*cells[:len(cells) - gap], *[None] * gap]
     half = 1.96 * single.std(axis=0, ddof=1) / np.sqrt(len(single)) if len(single) > 1 else np.full(len(places), np.nan)
     own, mean = _nearest(sample[name], axis, scale, values), single.mean(axis=0)
     share = np.bincount(own[own >= 0], minlength=len(places)) / len(sample)
-    rug = _axis(sample[name].dropna()).quantile(np.linspace(0, 1, 41)).to_numpy() if scale else np.zeros(0)
+    rug = as_numbers(sample[name].dropna()).quantile(np.linspace(0, 1, 41)).to_numpy() if scale else np.zeros(0)
     return Dependence(name, values, axis, scale, mean, mean - half, mean + half, single, own, share, rug,
                       scale and "datetime" in str(sample[name].dtype))
 

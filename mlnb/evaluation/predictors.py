@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Predictor', 'MOST_ROWS', 'ask', 'one_output', 'mix_rows', 'ask_mixed', 'some_rows', 'chosen_columns', 'pooled',
-           'typed_rows', 'predictor_of']
+           'has_order', 'as_numbers', 'typed_rows', 'predictor_of']
 
 # %% ../../nbs/evaluation/57_predictors.ipynb #ecefd783
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -106,6 +106,25 @@ def pooled(
         joined = pd.concat(parts, ignore_index=True)
         both[name] = joined if same else joined.infer_objects()
     return pd.DataFrame(both)
+
+# %% ../../nbs/evaluation/57_predictors.ipynb #ae166e3d
+def has_order(
+    column:pd.Series,  # any column
+    most:int=2,        # as many different values have no use for an axis
+) -> bool:
+    "Is the column one of numbers or times, with more than `most` of them?"
+    types = pd.api.types
+    numbers = types.is_numeric_dtype(column) and not types.is_bool_dtype(column) or types.is_timedelta64_dtype(column)
+    return bool((numbers or types.is_datetime64_any_dtype(column)) and column.nunique() > most)
+
+def as_numbers(
+    column:pd.Series,  # for which `has_order` holds
+) -> pd.Series:        # float, NaN for gaps; times in seconds, since 1970 where they are dates
+    "The places of values on an axis."
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return (column - pd.Timestamp(0, tz=column.dt.tz)).dt.total_seconds().astype("float64")
+    if pd.api.types.is_timedelta64_dtype(column): return column.dt.total_seconds().astype("float64")
+    return pd.Series(column.to_numpy(dtype="float64", na_value=np.nan), index=column.index)
 
 # %% ../../nbs/evaluation/57_predictors.ipynb #48d685bb
 def typed_rows(
