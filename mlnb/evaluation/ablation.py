@@ -16,20 +16,24 @@ from .drawings import Bar, Picture, bar_chart, cell_text, number_text, picture
 from .predictors import Predictor, as_numbers, ask, chosen_columns, has_order, predictor_of
 from .rows import check_rows, find_column
 
-# %% ../../nbs/evaluation/67_ablation.ipynb #fb762384
-def _shares(column, known):
+# %% ../../nbs/evaluation/67_ablation.ipynb #83f6f485
+def _seen(known):
+    "What training has seen of a column: its range, or its levels."
+    if not has_order(known): return set(known.dropna().astype(object).map(lambda v: cell_text(v, 1000)))
+    numbers = as_numbers(known)
+    return numbers.min(), numbers.max()
+
+def _shares(column, seen):
     "Share with a value, of these share known, share in range; NaN where the question does not apply."
     present = column[column.notna()]
     have = len(present) / len(column) if len(column) else math.nan
     if not len(present): return have, math.nan, math.nan
-    if has_order(known):
+    if isinstance(seen, tuple):
         if not has_order(present, 0): present = pd.to_numeric(present, errors="coerce").dropna()
-        numbers, seen = as_numbers(present), as_numbers(known)
-        return have, math.nan, float(numbers.between(seen.min(), seen.max()).mean()) if len(numbers) else math.nan
-    levels = set(known.dropna().astype(object).map(lambda v: cell_text(v, 1000)))
-    return have, float(present.astype(object).map(lambda v: cell_text(v, 1000)).isin(levels).mean()), math.nan
+        return have, math.nan, float(as_numbers(present).between(*seen).mean()) if len(present) else math.nan
+    return have, float(present.astype(object).map(lambda v: cell_text(v, 1000)).isin(seen).mean()), math.nan
 
-# %% ../../nbs/evaluation/67_ablation.ipynb #8a27a960
+# %% ../../nbs/evaluation/67_ablation.ipynb #1a8e7a4c
 def coverage(
     frame:pd.DataFrame,        # (n, d) rows to look at, such as new or held-out ones
     train:pd.DataFrame,        # rows the model has learnt from
@@ -45,23 +49,25 @@ def coverage(
         texts = find_column(frame, one).astype(object).map(cell_text)
         parts += [(f"{one}={value}", frame[(texts == value).to_numpy()]) for value in texts.value_counts().index[:most]]
     for name in names:
-        known = find_column(train, name)
-        found += [[name, part, len(rows), *_shares(rows[name], known)] for part, rows in parts]
+        seen = _seen(find_column(train, name))
+        found += [[name, part, len(rows), *_shares(rows[name], seen)] for part, rows in parts]
     return pd.DataFrame(found, columns=["column", "slice", "rows", "has_value", "known", "in_range"])
 
-# %% ../../nbs/evaluation/67_ablation.ipynb #ef075d52
+# %% ../../nbs/evaluation/67_ablation.ipynb #998de8a3
 def coverage_picture(
     found:pd.DataFrame,  # from `coverage`
     most:int=12,         # lines of each chart, the worst
+    least:int=30,        # rows of a slice at least; all rows are always shown
 ) -> Picture:
     "Columns and slices with the least coverage: what is missing, and what training has not seen."
     charts, words = [], {"has_value": "rows with a value", "known": "levels that training knows", "in_range": "numbers in range"}
     for name, meaning in words.items():
-        low = found[found[name] < 1].sort_values(name, kind="stable").head(most)
+        large = (found["rows"] >= least) | (found["slice"] == "Overall")
+        low = found[(found[name] < 1) & large].sort_values(name, kind="stable").head(most)
         bars = [Bar(row.column if row.slice == "Overall" else f"{row.column}, {row.slice}", getattr(row, name),
                     note=f"of {row.rows:,} rows") for row in low.itertuples()]
         if bars: charts.append(f"<p><small>Share of {meaning}</small></p>" + bar_chart(bars, f"share of {meaning}"))
-    note = "Only what is below one; everything else is there, known and in range." if charts else \
+    note = f"Only what is below one, slices of {least} rows and more; everything else is there, known and in range." if charts else \
         "Every column has a value in every row, every level is known and every number is in range."
     return picture("Feature coverage", *charts, note=note)
 

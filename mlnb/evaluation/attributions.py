@@ -59,7 +59,7 @@ class Attributions(NamedTuple):
         pictures = [row_picture(self, i) for i in range(min(3, len(self.values)))]
         return "".join(one._repr_html_() for one in ([beeswarm(self)] if len(self.values) > 10 else pictures))
 
-# %% ../../nbs/evaluation/59_attributions.ipynb #675ba0bf
+# %% ../../nbs/evaluation/59_attributions.ipynb #445b5c43
 def _steps(one, row, most):
     "(name, contribution, margin) of the columns of a row, the small ones added up, the error last."
     values, margin = one.values.iloc[row], one.margin.iloc[row]
@@ -78,12 +78,12 @@ def _waterfall(one, steps, row, width):
     base, y, parts = float(one.base[row]), 22, []
     ends = base + np.cumsum([0.0, *(value for _, value, _ in steps)])
     x = scale_of([*ends, *(ends[i + 1] + s * half for i, (_, _, half) in enumerate(steps) for s in (-1, 1))],
-                 236, width - 84)
-    parts.append(label(208, 14, "base", "end") + label(x(base), 14, number_text(base), "middle"))
+                 268, width - 84)
+    parts.append(label(240, 14, "base", "end") + label(x(base), 14, number_text(base), "middle"))
     for i, (name, value, half) in enumerate(steps):
         a, b = x(ends[i]), x(ends[i + 1])
         colour = GREY if name == "not explained" else BLUE if value > 0 else ORANGE
-        parts.append(label(208, y + 14, name, "end", 34) +
+        parts.append(label(240, y + 14, name, "end", 36) +
                      f'<path d="M{a:.1f} {y - 4}V{y + 20}" stroke="currentColor" stroke-opacity=".35"/>'
                      f'<rect x="{min(a, b):.1f}" y="{y + 3}" width="{max(abs(b - a), .5):.1f}" height="14" fill="{colour}" '
                      f'fill-opacity="{.3 if half > abs(value) else .85}"/>')
@@ -91,11 +91,11 @@ def _waterfall(one, steps, row, width):
                               'stroke="currentColor" stroke-width="1.5" stroke-opacity=".6"/>')
         parts.append(label(width - 78, y + 14, f"{value:+.3g}"))
         y += 22
-    parts.append(label(208, y + 14, one.output, "end", 34, 'font-weight="600"') +
+    parts.append(label(240, y + 14, one.output, "end", 34, 'font-weight="600"') +
                  label(x(ends[-1]), y + 14, number_text(float(one.scores[row])), "middle", style='font-weight="600"'))
     return drawing(parts, width, y + 24, f"contributions to the score {number_text(float(one.scores[row]))}")
 
-# %% ../../nbs/evaluation/59_attributions.ipynb #7eb96c23
+# %% ../../nbs/evaluation/59_attributions.ipynb #438276f1
 def row_picture(
     one:Attributions,  # from any method
     row:int=0,         # which of its rows, from 0
@@ -110,7 +110,7 @@ def row_picture(
     if not one.trusted[row]:
         note += f" That is less than {one.least:.0%}: the model is not like this here, do not read the bars."
     if (one.margin.iloc[row] > 0).any(): note += " Lines: 95 % interval of the drawing of samples; pale: may be nothing."
-    svg = _waterfall(one, _steps(one, row, most), row, 640)
+    svg = _waterfall(one, _steps(one, row, most), row, 680)
     return picture(title or f"Row {one.values.index[row]}: {one.method}", svg, note=note.strip())
 
 # %% ../../nbs/evaluation/59_attributions.ipynb #36ee5fa7

@@ -15,7 +15,7 @@ from .drawings import BLUE, GREY, ORANGE, Panel, Picture, cell_text, heat_map, n
 from .predictors import Predictor, as_numbers, ask_mixed, chosen_columns, has_order, one_output
 from .predictors import some_rows
 
-# %% ../../nbs/evaluation/61_dependence.ipynb #011f34bc
+# %% ../../nbs/evaluation/61_dependence.ipynb #6069e4ff
 def _grid(column, most):
     "Row numbers of the values asked about, and whether the last one is a gap."
     column = column.reset_index(drop=True)
@@ -29,6 +29,7 @@ def _grid(column, most):
     else:
         counts = present.astype(object).map(cell_text).value_counts()
         order = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:most]
+        if present.dtype.kind in "iufb": order.sort(key=lambda pair: pair[0])
         first = present.astype(object).map(cell_text).drop_duplicates()
         place = dict(zip(first, first.index, strict=True))
         values = pd.Series({place[level]: level for level, _ in order}, dtype=object)
@@ -117,24 +118,26 @@ def dependence(
     return Dependence(name, values, axis, scale, mean, mean - half, mean + half, single, own, share, rug,
                       scale and "datetime" in str(sample[name].dtype))
 
-# %% ../../nbs/evaluation/61_dependence.ipynb #957e1af0
+# %% ../../nbs/evaluation/61_dependence.ipynb #a818f249
 def _ticks(one):
     if not one.times: return ()
     ends = one.axis[np.isfinite(one.axis)]
     return [(t, f"{pd.Timestamp(t, unit='s'):%Y-%m-%d}") for t in np.linspace(ends.min(), ends.max(), 4)[1:3]]
 
-def _drawn(one, centred, most):
-    "Chart of one column: single rows grey, mean blue, the gap a point at the right."
+def _lines(one, centred, most):
+    "Single curves that are drawn."
     lines = one.single[np.unique(np.linspace(0, len(one.single) - 1, most).astype(int))]
-    start = lines[:, :1] if centred else 0.0
-    middle = one.mean[0] if centred else 0.0
-    lines, mean, low, high = lines - start, one.mean - middle, one.low - middle, one.high - middle
+    return lines - lines[:, :1] if centred else lines
+
+def _drawn(one, centred, most, reach):
+    "Chart of one column: single rows grey, mean blue, the gap a point at the right."
+    middle, lines = one.mean[0] if centred else 0.0, _lines(one, centred, most)
+    mean, low, high = one.mean - middle, one.low - middle, one.high - middle
     seen = np.isfinite(one.axis)
     span = np.ptp(one.axis[seen]) if seen.any() else 1.0
     axis = np.where(seen, one.axis, np.nanmax(one.axis[seen]) + 0.12 * span)
-    up = [*np.quantile(lines, [.01, .99]), *mean]
     levels = [] if one.scale else [cell_text(v) for v in one.values]
-    panel = Panel(axis, [*up, *lines.min(axis=0), *lines.max(axis=0)], one.column, levels, ticks=_ticks(one))
+    panel = Panel(axis, reach, one.column, levels, ticks=_ticks(one))
     if one.scale:
         for line in lines: panel.curve(axis[seen], line[seen], GREY, 0.8, 0.35)
         panel.band(axis[seen], low[seen], high[seen]).curve(axis[seen], mean[seen], thick=2.6).rug(one.rug)
@@ -144,21 +147,23 @@ def _drawn(one, centred, most):
                                                                             ORANGE if one.scale else BLUE)
     return panel.svg(f"score by {one.column}")
 
-# %% ../../nbs/evaluation/61_dependence.ipynb #79de8597
+# %% ../../nbs/evaluation/61_dependence.ipynb #b1c9ec80
 def dependence_picture(
     *found:Dependence,    # from `dependence`, side by side
     centred:bool=False,   # let all curves begin at 0, so that crossing ones show?
     most:int=40,          # single curves drawn in each
     title:str="",         # "": made from the columns
 ) -> Picture:
-    "Mean and single curves of columns, with a rug of the data; a gap is an orange point at the right."
+    "Mean and single curves of columns on one scale, with a rug of the data; a gap is an orange point at the right."
     note = ("Blue: mean of the rows with its 95 % interval; grey: single rows"
             + (", moved to begin at 0" if centred else "") + "; short lines on the axis: the data")
     if any(one.scale and not np.isfinite(one.axis).all() for one in found): note += "; orange: where the value is missing"
     loud = [f"{one.column} ({one.crossing:.0%})" for one in found if one.crossing > 0.3 and one.range > 0 or one.crossing > .6]
     if loud: note += f". Rows differ in how they move with {', '.join(loud)}: the mean hides that, another column decides"
     title = title or "Dependence on " + ", ".join(one.column for one in found)
-    return picture(title, *[_drawn(one, centred, most) for one in found], note=note + ".")
+    drawn = [_lines(one, centred, most) for one in found]
+    reach = [min(lines.min() for lines in drawn), max(lines.max() for lines in drawn)]
+    return picture(title, *[_drawn(one, centred, most, reach) for one in found], note=note + ".")
 
 # %% ../../nbs/evaluation/61_dependence.ipynb #d27c588a
 def _centred_mean(predict, frame, columns, output):

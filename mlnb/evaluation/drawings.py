@@ -125,7 +125,7 @@ def page(
             f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>{looks}</style>'
             f"<h1>{escape(title)}</h1>{body}</html>\n")
 
-# %% ../../nbs/evaluation/58_drawings.ipynb #aaa9e408
+# %% ../../nbs/evaluation/58_drawings.ipynb #b277edf1
 class Bar(NamedTuple):
     "One bar."
     name: str
@@ -156,12 +156,12 @@ def bar_chart(
         if math.isfinite(bar.low) and math.isfinite(bar.high):
             parts.append(f'<path d="M{x(bar.low):.1f} {y + 8}H{x(bar.high):.1f}" stroke="currentColor" '
                          'stroke-width="1.5" stroke-opacity=".7"/>')
-        parts.append(label(width - _FIGURES + 8, y + 12, f"{number_text(bar.value)} {bar.note}".strip(), most=32))
+        parts.append(label(width - _FIGURES + 8, y + 12, f"{number_text(bar.value)} {bar.note}".strip(), most=29))
     height = len(bars) * _ROW + 8
     parts.append(f'<path d="M{x(0):.1f} 0V{height}" stroke="currentColor" stroke-opacity=".45"/>')
     return drawing(parts, width, height, says)
 
-# %% ../../nbs/evaluation/58_drawings.ipynb #7c5891ee
+# %% ../../nbs/evaluation/58_drawings.ipynb #dd41dda9
 class Panel:
     "A small chart with axes; add to it, then take `svg(says)`."
 
@@ -171,11 +171,12 @@ class Panel:
         up:Sequence[float],         # values that must be visible upwards
         name:str,                   # what is across
         levels:Sequence[str]=(),    # names of the places 0, 1, ... of a category
-        width:int=300,              # pixels
+        width:int=236,              # pixels
         ticks:Sequence[tuple[float, str]]=(),  # places and words across; (): round numbers
     ):
         self.width, self.levels, self.name = width, levels, name
-        self.foot = 40 if not levels else 34 + min(84, 6 * max(len(cell_text(level, 14)) for level in levels))
+        self.turned = sum(len(cell_text(level, 14)) + 2 for level in levels) > 24
+        self.foot = 40 if not self.turned else 34 + min(84, 6 * max(len(cell_text(level, 14)) for level in levels))
         self.height = 160 + self.foot
         ends = [-0.6, len(levels) - 0.4] if levels else across
         self.x, self.y = scale_of(ends, 48, width - 10), scale_of(up, 160, 10)
@@ -188,8 +189,9 @@ class Panel:
         for place, words in ticks or [] if self.levels else ticks or [(t, number_text(t)) for t in self.x.ticks(3)]:
             yield label(self.x(place), 176, words, "middle", 12, 'font-size="11"')
         for i, level in enumerate(self.levels):
-            turn = f'font-size="11" transform="rotate(-40 {self.x(i):.1f} 174)"'
-            yield label(self.x(i) + 4, 174, cell_text(level, 14), "end", 14, turn)
+            turn = f'transform="rotate(-40 {self.x(i):.1f} 174)"' if self.turned else ""
+            yield label(self.x(i) + 4 * self.turned, 176, cell_text(level, 14), "end" if turn else "middle", 14,
+                        f'font-size="11" {turn}')
         yield label((48 + self.width - 10) / 2, self.height - 4, self.name, "middle", 38, 'font-weight="600"')
 
     def curve(self, across:Sequence[float], up:Sequence[float], colour:str=BLUE, thick:float=2.0,

@@ -164,15 +164,17 @@ def permutation_importance(
     ranked = pd.DataFrame(found, columns=_COLUMNS).sort_values("importance", ascending=False, kind="stable")
     return Importance(ranked.reset_index(drop=True), metric, _value(metric, rows), len(frame), repeats)
 
-# %% ../../nbs/evaluation/60_importance.ipynb #247739eb
+# %% ../../nbs/evaluation/60_importance.ipynb #284db42f
 def importance_picture(
     found:Importance,  # from `permutation_importance`
     most:int=15,       # columns and groups shown
 ) -> Picture:
     "Columns by what the model loses without them, with intervals and the caveat where columns go together."
     shown = found.table.head(most)
-    bars = [Bar(row.column, row.importance, row.low, row.high,
-                f"with {row.together}" if row.together and len(row.columns) == 1 else "") for row in shown.itertuples()]
+    def short(names): return str(names[0]) + (f" + {len(names) - 1} more" if len(names) > 1 else "")
+    bars = [Bar(row.column if len(row.column) < 26 else short(row.columns), row.importance, row.low, row.high,
+                f"with {short(row.together.split(', '))}" if row.together and len(row.columns) == 1 else "")
+            for row in shown.itertuples()]
     caveat = shown[(shown["together"] != "") & (shown["columns"].str.len() == 1)]
     note = (f"Loss of {found.metric} ({number_text(found.value)} with nothing shuffled) on {found.examples:,} held-out rows, "
             f"{found.repeats} shuffles; lines: 95 % over shuffles and rows; pale: may be nothing.")

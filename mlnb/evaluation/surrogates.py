@@ -50,7 +50,7 @@ def _margin(same, scores, weights, alpha, rng, times=30):
     lines = [_line(same, scores, weights * rng.poisson(1.0, len(same)), alpha) for _ in range(times)]
     return 1.96 * np.std(lines, axis=0)[1:]
 
-# %% ../../nbs/evaluation/63_surrogates.ipynb #7c1479d5
+# %% ../../nbs/evaluation/63_surrogates.ipynb #0d3ff640
 def local_surrogates(
     predict:Predictor,          # the model
     rows:pd.DataFrame,          # (m, d) rows to explain; keep it to dozens
@@ -64,7 +64,7 @@ def local_surrogates(
     output:int=0,               # which score of a model with several, from 0
     name:str="score",           # what that score is called
     seed:int=0,                 # same seed, same explanation
-) -> Attributions:              # a contribution: what being in this range or level adds; fidelity: R2 on fresh rows
+) -> Attributions:              # a contribution: what this range or level adds to what is usual; fidelity: R2 on fresh rows
     "Local linear surrogates of rows; raises `EvaluationError` for settings out of range or too few rows."
     if samples < 100 or width <= 0 or alpha < 0:
         raise EvaluationError("a setting of the surrogate is out of range", got=f"{samples}, {width}, {alpha}",
@@ -82,8 +82,10 @@ def local_surrogates(
         weights = np.exp(-(~same).sum(axis=1) / (width ** 2 * len(names)))
         half = samples // 2
         line = _line(same[:half], asked[:half], weights[:half], alpha)
-        found.append((line[1:], _margin(same[:half], asked[:half], weights[:half], alpha, rng), line[0],
+        usual = (bins[m:] == bins[row]).mean(axis=0)
+        margin = _margin(same[:half], asked[:half], weights[:half], alpha, rng)
+        found.append((line[1:] * (1 - usual), margin * (1 - usual), line[0] + line[1:] @ usual,
                       _fidelity(line, same[half:], asked[half:], weights[half:])))
-    values, margin = (pd.DataFrame([one[i] for one in found], index=rows.index, columns=names) for i in (0, 1))
-    return Attributions(values, margin, rows[names], np.array([one[2] for one in found]), scores,
+    values, margins = (pd.DataFrame([one[i] for one in found], index=rows.index, columns=names) for i in (0, 1))
+    return Attributions(values, margins, rows[names], np.array([one[2] for one in found]), scores,
                         np.array([one[3] for one in found]), "local surrogate", name, least)
