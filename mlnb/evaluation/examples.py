@@ -51,11 +51,12 @@ def pick_examples(
                           float(rows.scores[i, output] if wide else rows.scores[i]), output])
     return pd.DataFrame(found, columns=["row", "why", "loss", "label", "score", "output"])
 
-# %% ../../nbs/evaluation/68_examples.ipynb #7eb4cf4e
+# %% ../../nbs/evaluation/68_examples.ipynb #e15d0591
 class Examples(NamedTuple):
     "Rows with their explanations."
     picked: pd.DataFrame                         # from `pick_examples`
     explained: dict[str, list[Attributions]]     # method -> one of one row for each picked row
+    classes: tuple[str, ...] = ()                # names of the outputs; (): one score
 
     def table(self) -> pd.DataFrame:
         "One row an example, method and column, see `Attributions.table`, with why the row was picked."
@@ -72,9 +73,9 @@ class Examples(NamedTuple):
         found = []
         for i, facts in enumerate(self.picked.itertuples()):
             for made in self.explained.values():
-                one = made[i]
+                one, truth = made[i], self.classes[int(facts.label)] if self.classes else number_text(facts.label)
                 title = (f"Row {one.values.index[0]}, {kinds[facts.why]}: {one.output} {number_text(float(one.scores[0]))}, "
-                         f"label {number_text(facts.label)} ({one.method})")
+                         f"label {truth} ({one.method})")
                 found.append(row_picture(one, 0, title))
         return found
 
@@ -105,7 +106,7 @@ def _one(made, i):
     return made._replace(values=made.values.iloc[part], margin=made.margin.iloc[part], inputs=made.inputs.iloc[part],
                          base=made.base[part], scores=made.scores[part], fidelity=made.fidelity[part])
 
-# %% ../../nbs/evaluation/68_examples.ipynb #19052509
+# %% ../../nbs/evaluation/68_examples.ipynb #91a4dfab
 def explain_examples(
     picked:pd.DataFrame,             # from `pick_examples`
     frame:pd.DataFrame,              # (n, d) the rows they were picked from
@@ -131,4 +132,4 @@ def explain_examples(
             made = make(frame.iloc[part["row"].to_numpy()], background, int(output), name)
             found |= {place: _one(made, i) for i, place in enumerate(part.index)}
         explained[method] = [found[place] for place in picked.index]
-    return Examples(picked, explained)
+    return Examples(picked, explained, tuple(map(str, classes)))
