@@ -118,11 +118,12 @@ def dependence(
     return Dependence(name, values, axis, scale, mean, mean - half, mean + half, single, own, share, rug,
                       scale and "datetime" in str(sample[name].dtype))
 
-# %% ../../nbs/evaluation/61_dependence.ipynb #a818f249
+# %% ../../nbs/evaluation/61_dependence.ipynb #1831cbf4
 def _ticks(one):
     if not one.times: return ()
     ends = one.axis[np.isfinite(one.axis)]
-    return [(t, f"{pd.Timestamp(t, unit='s'):%Y-%m-%d}") for t in np.linspace(ends.min(), ends.max(), 4)[1:3]]
+    form = "%Y-%m" if np.ptp(ends) > 120 * 86400 else "%m-%d" if np.ptp(ends) > 4 * 86400 else "%d %H h"
+    return [(t, pd.Timestamp(t, unit="s").strftime(form)) for t in np.linspace(ends.min(), ends.max(), 5)[1:4:2]]
 
 def _lines(one, centred, most):
     "Single curves that are drawn."

@@ -125,7 +125,7 @@ def page(
             f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>{looks}</style>'
             f"<h1>{escape(title)}</h1>{body}</html>\n")
 
-# %% ../../nbs/evaluation/58_drawings.ipynb #b277edf1
+# %% ../../nbs/evaluation/58_drawings.ipynb #e19bbedf
 class Bar(NamedTuple):
     "One bar."
     name: str
@@ -134,12 +134,12 @@ class Bar(NamedTuple):
     high: float = math.nan
     note: str = ""           # said after the figure
 
-_ROW, _NAMES, _FIGURES = 22, 190, 190
+_ROW, _NAMES, _FIGURES = 22, 190, 220
 
 def bar_chart(
     bars:Sequence[Bar],   # from top to bottom
     says:str,             # what the lengths are, for who cannot see them
-    width:int=640,        # pixels, at least 420
+    width:int=680,        # pixels, at least 480
     signed:bool=True,     # colour by sign?
 ) -> str:                 # <svg>
     "Bars from zero with intervals."
@@ -161,7 +161,7 @@ def bar_chart(
     parts.append(f'<path d="M{x(0):.1f} 0V{height}" stroke="currentColor" stroke-opacity=".45"/>')
     return drawing(parts, width, height, says)
 
-# %% ../../nbs/evaluation/58_drawings.ipynb #dd41dda9
+# %% ../../nbs/evaluation/58_drawings.ipynb #0e69a0d1
 class Panel:
     "A small chart with axes; add to it, then take `svg(says)`."
 
@@ -228,7 +228,7 @@ class Panel:
 
     def rug(self, across:Sequence[float]) -> "Panel":
         "Where the data are: a short line on the axis for each value."
-        path = "".join(f"M{self.x(a):.1f} 160v-6" for a in across if math.isfinite(a))
+        path = "".join(f"M{self.x(a):.1f} 160v-6" for a in across if self.x.low <= a <= self.x.high)
         if path: self.parts.append(f'<path d="{path}" stroke="currentColor" stroke-opacity=".5"/>')
         return self
 
@@ -236,7 +236,7 @@ class Panel:
         "The chart as it is now."
         return drawing(self.parts, self.width, self.height, says)
 
-# %% ../../nbs/evaluation/58_drawings.ipynb #69158c71
+# %% ../../nbs/evaluation/58_drawings.ipynb #49842b80
 def shade(
     share:float,  # -1 to 1, cut off outside
 ) -> str:         # attributes of a filled shape
@@ -252,19 +252,22 @@ def heat_map(
     middle:float=0.0,           # the value without colour
     cell:int=22,                # pixels of a cell
     reach:float=0.0,            # distance from the middle with full colour; 0: the largest
+    name:str="",                # words above it
 ) -> str:                       # <svg>
     "A table of values as colours, each with its figure as a tooltip."
     values = np.asarray(values, float)
     reach = reach or np.nanmax(np.abs(values - middle), initial=0.0) or 1.0
-    left, top = max(14 + 7 * min(16, max(map(len, rows), default=0)), 56 if len(columns) else 8), 8
+    left, top = max(14 + 7 * min(16, max(map(len, rows), default=0)), 56 if len(columns) else 8), 26 if name else 8
     parts = [f'<rect x="{left + j * cell}" y="{top + i * cell}" width="{cell}" height="{cell}" '
              f'{shade((values[i, j] - middle) / reach)}><title>{number_text(values[i, j])}</title></rect>'
              for i in range(values.shape[0]) for j in range(values.shape[1])]
+    if name: parts.append(label(left, 16, name, most=44, style='font-weight="600"'))
     parts += [label(left - 4, top + i * cell + cell / 2 + 4, name, "end", 16) for i, name in enumerate(rows)]
     low, width = top + values.shape[0] * cell, left + values.shape[1] * cell + 8
-    for j, name in enumerate(columns):
+    width, every = max(width, left + 6.5 * len(name[:44])), 1 if cell >= 20 or len(columns) < 8 else 2
+    for j, words in list(enumerate(columns))[::every]:
         x = left + (j + 0.5) * cell
-        parts.append(label(x + 4, low + 12, name, "end", 12, f'transform="rotate(-40 {x:.1f} {low + 12})"'))
+        parts.append(label(x + 4, low + 12, words, "end", 12, f'transform="rotate(-40 {x:.1f} {low + 12})"'))
     parts.append(f'<rect x="{left}" y="{top}" width="{values.shape[1] * cell}" height="{values.shape[0] * cell}" '
                  'fill="none" stroke="currentColor" stroke-opacity=".3"/>')
     return drawing(parts, width, low + 8 + (60 if len(columns) else 0), says)

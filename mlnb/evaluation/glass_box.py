@@ -125,7 +125,7 @@ def beside_glass_box(
     rows = check_rows(frame, box["label"], scores if wide else scores[:, 0], task, classes=classes)
     return _compared(rows, other if wide else other[:, 0], metric, seed)
 
-# %% ../../nbs/evaluation/66_glass_box.ipynb #833a3b90
+# %% ../../nbs/evaluation/66_glass_box.ipynb #ea425419
 def _steps(cuts, scores):
     "A staircase through the bins between cuts, the open ends a tenth wider."
     span = (cuts[-1] - cuts[0] or 1.0) * 0.1 if len(cuts) else 1.0
@@ -158,7 +158,8 @@ def _map(box, term, output):
         return ["missing", *(f"< {number_text(c)}" for c in feature["cuts"][1]), "more"]
     rows, columns = words(one), words(other)
     table = scores[:len(rows), :len(columns)]
-    return heat_map(table[::-1], f"{one['name']} and {other['name']}", rows[::-1], columns, 0.0, 18)
+    return heat_map(table[::-1], f"{one['name']} and {other['name']}", rows[::-1], columns, 0.0, 18,
+                    name=f"{one['name']} up, {other['name']} across")
 
 # %% ../../nbs/evaluation/66_glass_box.ipynb #a4a41c39
 def glass_box_picture(
