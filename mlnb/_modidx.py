@@ -452,6 +452,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlnb/evaluation/gradients.py'),
                                            'mlnb.evaluation.gradients._png': ( 'evaluation/gradients.html#_png',
                                                                                'mlnb/evaluation/gradients.py'),
+                                           'mlnb.evaluation.gradients._prepared': ( 'evaluation/gradients.html#_prepared',
+                                                                                    'mlnb/evaluation/gradients.py'),
                                            'mlnb.evaluation.gradients._reached': ( 'evaluation/gradients.html#_reached',
                                                                                    'mlnb/evaluation/gradients.py'),
                                            'mlnb.evaluation.gradients._summed': ( 'evaluation/gradients.html#_summed',

@@ -50,7 +50,7 @@ def path_gradients(
         found.append(tf.reduce_mean(mean * way[:, :, 0], axis=1).numpy())
     return np.concatenate(found)
 
-# %% ../../nbs/evaluation/64_gradients.ipynb #9f21b2fa
+# %% ../../nbs/evaluation/64_gradients.ipynb #78eac26f
 def _reached(layer, found):
     "Names of the input layers that a layer's input comes from."
     if layer.name in found: return found[layer.name]
@@ -77,16 +77,24 @@ def _halves(model):
     middle = _cut(model)
     return keras.Model(model.input, middle), keras.Model(middle, model.output)
 
-def _owners(front, inputs, other):
-    "For each place behind the preparation the columns that move it: exchange one column at a time."
-    before = np.asarray(front(inputs))
-    moved = {}
-    for name in inputs:
-        after = np.asarray(front(inputs | {name: other[name]}))
-        moved[name] = (before != after).reshape(-1, *before.shape[1:]).any(axis=0)
-    return moved
+def _prepared(front, arrays, most=20_000):
+    "What the preparation makes of arrays, in parts."
+    tf = import_quietly()
+    count = len(next(iter(arrays.values())))
+    parts = [np.asarray(front({k: tf.constant(v[i:i + most]) for k, v in arrays.items()})) for i in range(0, count, most)]
+    return np.concatenate(parts)
 
-# %% ../../nbs/evaluation/64_gradients.ipynb #901631ce
+def _owners(front, inputs, other):
+    "For each place behind the preparation the columns that move it: all rows, one column exchanged at a time."
+    before, names = _prepared(front, inputs), list(inputs)
+    n, d = len(before), len(names)
+    swapped = {name: np.concatenate([inputs[name]] * d) for name in names}
+    for j, name in enumerate(names): swapped[name][j * n:(j + 1) * n] = other[name]
+    after = _prepared(front, swapped).reshape(d, *before.shape)
+    moved = np.abs(after - before) > 1e-5 * (1 + np.abs(before))  # batches of other sizes round differently
+    return dict(zip(names, moved.any(axis=1), strict=True))
+
+# %% ../../nbs/evaluation/64_gradients.ipynb #eb61bf5d
 def integrated_gradients(
     model:"keras.Model",        # noqa: F821 - functional, with one named input of shape (n, 1) for each feature
     rows:pd.DataFrame,          # (m, d) rows to explain
@@ -102,13 +110,12 @@ def integrated_gradients(
     "Integrated gradients of a table's columns, taken behind the model's preparation; text and gaps included."
     from mlnb.data.schemas import features_of
     from mlnb.training.models import to_inputs
-    tf = import_quietly()
+    import_quietly()
     if not len(rows): raise EvaluationError("there are no rows to explain")
     front, head = _halves(model)
     usual, features = some_rows(background, max(1, size), seed), features_of(schema)
-    def tensors(frame): return {k: tf.constant(v) for k, v in to_inputs(frame, schema).items()}
-    ends, starts = tensors(rows), tensors(usual)
-    points, begins = np.asarray(front(ends)), np.asarray(front(starts))
+    ends, starts = to_inputs(rows, schema), to_inputs(usual, schema)
+    points, begins = _prepared(front, ends), _prepared(front, starts)
     shares = path_gradients(head, points, begins, output=output, steps=steps)
     columns = {c["input"]: c["name"] for c in features}
     values = _summed(shares, _moved(front, ends, starts, len(rows), len(usual)), columns)
@@ -119,14 +126,12 @@ def integrated_gradients(
     return Attributions(table, table * 0, rows[cells], np.full(m, base), scores, np.full(m, np.nan),
                         "integrated gradients", name)
 
-# %% ../../nbs/evaluation/64_gradients.ipynb #30a268b2
+# %% ../../nbs/evaluation/64_gradients.ipynb #15a2c21b
 def _moved(front, ends, starts, m, b):
     "Places that each column moves, looked for between every row and a background row, and between its neighbours."
-    tf = import_quietly()
-    pick = np.arange(m) % b
-    first = _owners(front, ends, {k: tf.gather(v, pick) for k, v in starts.items()})
-    second = _owners(front, starts, {k: tf.roll(v, 1, axis=0) for k, v in starts.items()})
-    third = _owners(front, starts, {k: tf.gather(v, np.arange(b) % m) for k, v in ends.items()})
+    first = _owners(front, ends, {k: v[np.arange(m) % b] for k, v in starts.items()})
+    second = _owners(front, starts, {k: np.roll(v, 1, axis=0) for k, v in starts.items()})
+    third = _owners(front, starts, {k: v[np.arange(b) % m] for k, v in ends.items()})
     return {k: first[k] | second[k] | third[k] for k in first}
 
 def _summed(shares, moved, columns):
