@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlnb.errors import EvaluationError
-from mlnb.evaluation.bootstrap import METRICS, metric_value, replicates
+from mlnb.evaluation.bootstrap import replicates
 from mlnb.evaluation.bounds import Bound, parse_bounds
-from mlnb.evaluation.conditions import MAIN_FIGURE, parse_condition, read_conditions
+from mlnb.evaluation.conditions import parse_condition, read_conditions
 from mlnb.evaluation.gates import judge
+from mlnb.evaluation.metrics import MAIN_METRIC, METRICS, metric_value
 from mlnb.evaluation.rows import TASKS, check_rows
 
 NAN = float("nan")
@@ -83,9 +84,8 @@ def test_a_main_metric_that_is_no_number_is_never_blessed(value):
 @pytest.mark.parametrize("task", TASKS)
 def test_defaults_only_name_metrics_of_their_task(task):
     named = {c.figure for c in read_conditions([], task, may_lose=0.02)}
-    assert MAIN_FIGURE[task] in named
-    if task in METRICS:
-        assert named <= set(METRICS[task])
+    assert MAIN_METRIC[task] in named
+    assert named <= set(METRICS[task])
 
 
 @given(st.text(max_size=40))

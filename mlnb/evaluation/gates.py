@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['OPPONENTS', 'Evidence', 'judge']
 
-# %% ../../nbs/evaluation/28_gates.ipynb #feb1db6f
+# %% ../../nbs/evaluation/28_gates.ipynb #98687162
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..errors import EvaluationError
-from .bootstrap import interval, metric_value, paired_difference, replicates
-from .conditions import MAIN_FIGURE, read_conditions
+from .bootstrap import interval, paired_difference, replicates
+from .conditions import read_conditions
+from .metrics import MAIN_METRIC, metric_value
 from .rows import Rows
 from .verdict import Check, Standing, Verdict, shown
 
@@ -116,12 +117,17 @@ def _judge_gap(condition, evidence, skipped):
 # %% ../../nbs/evaluation/28_gates.ipynb #a82d98c6
 OPPONENTS = ("zero_rule", "random", "linear", "boosted_trees", "heuristic", "human", "champion")
 
-# %% ../../nbs/evaluation/28_gates.ipynb #4253d6cc
+# %% ../../nbs/evaluation/28_gates.ipynb #033204ff
+def _counted(rows):
+    "What rows stand for, as the metrics take it."
+    return {"weights": rows.weights, "queries": rows.queries if rows.task == "ranking" else None}
+
 def _against(evidence, name, metric):
     rows = evidence.rows
     if rows is None:
         raise EvaluationError("a model can only be held against others on the same rows", expected="rows=check_rows(...)")
-    return paired_difference(rows.labels, rows.scores, evidence.others[name], rows.task, metric, rows.threshold)
+    return paired_difference(rows.labels, rows.scores, evidence.others[name], rows.task, metric, rows.threshold,
+                             **_counted(rows))
 
 def _judge_against(condition, evidence, skipped):
     name, checks = condition.of, []
@@ -149,14 +155,14 @@ def _judge_passed(condition, evidence, skipped):
     return [Check(f"{name} passed", "checks", float(passed), 1.0, float(passed) - 1, passed,
                   f"the check '{name}' {'passed' if passed else 'failed'}", condition.text)]
 
-# %% ../../nbs/evaluation/28_gates.ipynb #2632475f
+# %% ../../nbs/evaluation/28_gates.ipynb #ac9119f8
 _JUDGES = {"overall": _judge_overall, "every slice": _judge_slices, "by": _judge_slices, "slice": _judge_slices,
            "between": _judge_gap, "against": _judge_against, "passed": _judge_passed}
 
 def _standing(evidence, name, metric):
     rows, scores = evidence.rows, evidence.others[name]
-    drawn = replicates(metric, rows.labels, scores, rows.task, rows.threshold)
-    value = metric_value(metric, rows.labels, scores, rows.task, rows.threshold)
+    drawn = replicates(metric, rows.labels, scores, rows.task, rows.threshold, **_counted(rows))
+    value = metric_value(metric, rows.labels, scores, rows.task, rows.threshold, **_counted(rows))
     return Standing(name, value, *interval(drawn), *_against(evidence, name, metric)[1:])
 
 # %% ../../nbs/evaluation/28_gates.ipynb #e36b1814
@@ -174,7 +180,7 @@ def _first_checks(figures, metric):
     text = f"{metric} is not defined on the {row.examples} test rows: nothing can be said about this model"
     return [Check(metric, "Overall", nan, nan, nan, False, text, "")]
 
-# %% ../../nbs/evaluation/28_gates.ipynb #a66f4551
+# %% ../../nbs/evaluation/28_gates.ipynb #a4f13a05
 def judge(
     figures:pd.DataFrame,                              # what `evaluate_slices` gave for the model
     task:str="binary",                                 # one of `mlnb.evaluation.rows.TASKS`
@@ -190,7 +196,7 @@ def judge(
 ) -> Verdict:
     "Hold a model against conditions; raises `EvaluationError` for conditions that make no sense."
     read = read_conditions(conditions, task, may_lose)
-    metric, others = metric or MAIN_FIGURE[task], dict(others or {})
+    metric, others = metric or MAIN_METRIC[task], dict(others or {})
     if others and rows is None:
         raise EvaluationError("others can only be judged on the same rows", expected="rows=check_rows(...)")
     evidence = Evidence(figures, rows, others, dict(facts or {}), dict(checks or {}), dict(absent or {}))
