@@ -95,7 +95,7 @@ def _spec(config, metrics, **options):
         for number in options["over"]: spec.aggregate.class_weights[number] = 1.0
     spec.query_key = options.get("query", "")
 
-# %% ../../nbs/evaluation/09_tfma_config.ipynb #b78c597c
+# %% ../../nbs/evaluation/09_tfma_config.ipynb #dab8b182
 def _binary(config, classes, threshold, thresholds, columns, depths):
     _spec(config, [*_plain(CURVES), *_cuts(AT_THRESHOLD, threshold, thresholds), *_plain(MEANS)])
 
@@ -106,7 +106,7 @@ def _multiclass(config, classes, threshold, thresholds, columns, depths):
     _spec(config, _plain(whole))
     _spec(config, _plain({"AUC": "auc"}), classes=numbers)
     _spec(config, _plain(_TOP_CLASS, top_k=1), classes=numbers)
-    for average in ("macro_average", "micro_average", "weighted_macro_average"):
+    for average in ("macro_average", "micro_average"):
         _spec(config, _plain({"AUC": "auc"}), average=average, over=numbers)
 
 def _multilabel(config, classes, threshold, thresholds, columns, depths):
@@ -116,7 +116,6 @@ def _multilabel(config, classes, threshold, thresholds, columns, depths):
     _spec(config, [*_plain({"AUC": "auc"}), *cuts], average="macro_average", over=numbers)
     right = list(_cuts({"BinaryAccuracy": "binary_accuracy"}, threshold, thresholds))
     _spec(config, [*_plain({"AUC": "auc"}), *cuts, *right], average="micro_average", over=numbers)
-    _spec(config, _plain({"AUC": "auc"}), average="weighted_macro_average", over=numbers)
 
 def _regression(config, classes, threshold, thresholds, columns, depths): _spec(config, _plain(ERRORS))
 

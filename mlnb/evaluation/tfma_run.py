@@ -191,7 +191,7 @@ def slice_members(
                 found[tuple(zip(map(str, names), map(str, texts), strict=True))] = groups[values]
     return found
 
-# %% ../../nbs/evaluation/11_tfma_run.ipynb #61ffb95d
+# %% ../../nbs/evaluation/11_tfma_run.ipynb #f52df61a
 def _ranks(cut, names):
     "Sort key of group values: by category where there are categories, by text otherwise."
     orders = [{value: i for i, value in enumerate(cut[name].cat.categories)}
@@ -201,18 +201,22 @@ def _ranks(cut, names):
         return [str(v) if order is None else order[v] for v, order in zip(values, orders, strict=True)]
     return rank
 
+def _value(figures, rows, members, metric):
+    return np.nan if undefined(rows, members, metric) else figures[metric].value
+
 def _averages(figures, rows, members):
     "Averages over classes that TFMA cannot take, from its figures of each class."
     labels, weights = rows.labels[members], rows.weights[members]
     if rows.task == "multiclass": labels = labels[:, None] == np.arange(len(rows.classes))
     shares = weights @ labels
     ends = {name.split("]")[-1] for name in figures if name.startswith(f"precision[{rows.classes[0]}]")}
-    for name, end in ((name, end) for name in ("precision", "recall", "f1_score") for end in ends):
-        each = np.array([figures[f"{name}[{c}]{end}"].value for c in rows.classes])
+    names = [("auc", ""), *((name, end) for name in ("precision", "recall", "f1_score") for end in sorted(ends))]
+    for name, end in names:
+        each = np.array([_value(figures, rows, members, f"{name}[{c}]{end}") for c in rows.classes])
         there = shares > 0
         weighted = shares[there] @ each[there] / shares.sum() if there.any() else np.nan
         taken = {"macro": each.mean(), "weighted": weighted}
-        if rows.task == "multiclass": taken["micro"] = figures["sparse_categorical_accuracy"].value
+        if rows.task == "multiclass" and name != "auc": taken["micro"] = figures["sparse_categorical_accuracy"].value
         for how, value in taken.items():
             one = Figure((), f"{name}_{how}{end}", float(value), float("nan"), float("nan"))
             figures.setdefault(one.metric, one)
