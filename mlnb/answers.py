@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['tracking_command', 'run_command', 'run_stage_command', 'check_command', 'params_command', 'ls_command',
-           'graph_command', 'why_command', 'show_command', 'status_command', 'lineage_command', 'get_command',
-           'settings_command', 'kernels_command', 'gc_command', 'debug_command', 'lab_command', 'new_command',
+           'graph_command', 'why_command', 'show_command', 'status_command', 'lineage_command', 'settings_command',
+           'get_command', 'kernels_command', 'gc_command', 'debug_command', 'lab_command', 'new_command',
            'completion_command']
 
 # %% ../nbs/89_answers.ipynb #098f1092
@@ -93,7 +93,7 @@ def run_stage_command(
     from mlnb.pipeline.attempt import run_stage
     return run_stage(Path(asked.spec))
 
-# %% ../nbs/89_answers.ipynb #a43f7564
+# %% ../nbs/89_answers.ipynb #3169bfdc
 def check_command(
     asked:Namespace,  # what was typed
 ) -> int:             # exit code
@@ -204,6 +204,14 @@ def lineage_command(
     node = lineage(find_project(), asked.scrap, asked.run or "last")
     return _print(asked, node, lambda: lineage_text(node))
 
+def settings_command(
+    asked:Namespace,  # what was typed
+) -> int:             # exit code
+    "List every setting."
+    from mlnb.pipeline.inspect import settings_rows, settings_text
+    return _print(asked, rows := settings_rows(find_project()), lambda: settings_text(rows))
+
+# %% ../nbs/89_answers.ipynb #d3d168f5
 def get_command(
     asked:Namespace,  # what was typed
 ) -> int:             # exit code
@@ -217,13 +225,6 @@ def get_command(
     shown = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
     document = {"scrap": asked.scrap, "file": shown, "type": record.get("type", record["encoder"]), "digest": record["digest"]}
     return _print(asked, document, lambda: f"{asked.scrap} -> {shown}")
-
-def settings_command(
-    asked:Namespace,  # what was typed
-) -> int:             # exit code
-    "List every setting."
-    from mlnb.pipeline.inspect import settings_rows, settings_text
-    return _print(asked, rows := settings_rows(find_project()), lambda: settings_text(rows))
 
 # %% ../nbs/89_answers.ipynb #d33a8784
 def kernels_command(
