@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mlnb.errors import EvaluationError
 from mlnb.evaluation.bootstrap import replicates
-from mlnb.evaluation.metrics import METRICS, metric_value
 from mlnb.evaluation.gates import DEFAULT_SLICE_THRESHOLDS, DEFAULT_THRESHOLDS, Bound, judge, parse_bounds
+from mlnb.evaluation.metrics import METRICS, metric_value
 
 NAN = float("nan")
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
