@@ -204,8 +204,10 @@ def test_three_methods_give_one_table(tmp_path):
         np.testing.assert_allclose(table[["low", "high"]], ours[["low", "high"]], equal_nan=True)
         area = ours.index.get_level_values("metric").str.startswith("auc") & (ours.examples > 20)
         np.testing.assert_allclose(table.value[area], ours.value[area], atol=most)
-        rest = ~ours.index.get_level_values("metric").str.startswith("auc")
-        np.testing.assert_allclose(table.value[rest], ours.value[rest], rtol=1e-5, atol=1e-5)
+        loss = ours.index.get_level_values("metric") == "binary_crossentropy"  # of a bin's mean score in histograms
+        np.testing.assert_allclose(table.value[loss], ours.value[loss], atol=1e-3 if method == "histograms" else 1e-6)
+        rest = ~loss & ~ours.index.get_level_values("metric").str.startswith("auc")
+        np.testing.assert_allclose(table.value[rest], ours.value[rest], rtol=1e-6, atol=1e-6)
     import tensorflow_model_analysis as tfma
 
     found = tfma.load_eval_result(str(tmp_path / "vectorised"))
@@ -233,7 +235,7 @@ def test_the_same_call_gives_the_same_intervals():
 def test_every_task_is_judged_by_slice_with_weights(task):
     n, names = 240, ["u", "v", "w"]
     frame = pd.DataFrame(RNG.dirichlet([1, 1, 1], n), columns=names).assign(g=np.repeat(["a", "b"], n // 2))
-    frame = frame.assign(q=np.arange(n) // 6, w=np.arange(n) // 6 % 4, y=RNG.integers(0, 2, n), k=RNG.choice(names, n))
+    frame = frame.assign(q=np.arange(n) // 6, weight=np.arange(n) // 6 % 4, y=RNG.integers(0, 2, n), k=RNG.choice(names, n))
     frame[["lu", "lv", "lw"]] = RNG.integers(0, 2, (n, 3))
     label = {"multiclass": "k", "multilabel": ["lu", "lv", "lw"]}.get(task, "y")
     many = task in ("multiclass", "multilabel")
@@ -244,7 +246,7 @@ def test_every_task_is_judged_by_slice_with_weights(task):
         task,
         ["g"],
         classes=names if many else (),
-        weights="w",
+        weights="weight",
         query="q" if task == "ranking" else None,
         min_examples=100,
     )
@@ -253,4 +255,4 @@ def test_every_task_is_judged_by_slice_with_weights(task):
     assert (table.low <= table.high)[table.metric != "example_count"].all()
     assert table.examples.drop_duplicates().tolist() == [180, 90] and table.small.drop_duplicates().tolist() == [False, True]
     row = table[(table.slice == "g=b") & (table.metric == "example_count")].iloc[0]
-    assert row.value == frame.w[frame.g == "b"].sum()
+    assert row.value == frame.weight[frame.g == "b"].sum()
