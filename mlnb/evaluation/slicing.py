@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['slice_values', 'Part', 'read_slices', 'cut_slices', 'Group', 'groups_in', 'groups_of']
 
-# %% ../../nbs/evaluation/07_slicing.ipynb #52849f10
+# %% ../../nbs/evaluation/07_slicing.ipynb #35686ca2
 import importlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 import numpy as np
 import pandas as pd

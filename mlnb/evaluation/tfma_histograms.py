@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOLERANCE', 'tolerance', 'run_histograms']
 
-# %% ../../nbs/evaluation/13_tfma_histograms.ipynb #d2d79617
+# %% ../../nbs/evaluation/13_tfma_histograms.ipynb #df81072a
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 from ..errors import EvaluationError
 from .rows import Rows
-from .tfma_config import Columns, eval_config
+from .tfma_config import AT_THRESHOLD, Columns, eval_config
 from .tfma_files import write_result
 from .tfma_plan import beam_plan
 from .tfma_run import Figure, mended, read_figures, run_pipeline, slice_members, tidy_figures
 from ..training.quiet import import_quietly, quiet
 
-# %% ../../nbs/evaluation/13_tfma_histograms.ipynb #bcc3787d
+# %% ../../nbs/evaluation/13_tfma_histograms.ipynb #3ec16345
 TOLERANCE = {  # figure -> largest difference from full TFMA, both on 64 bit floats
-    "auc": 2e-3, "auc_precision_recall": 5e-3, "binary_crossentropy": 1.4e-3, "sparse_categorical_crossentropy": 1.4e-3,
+    "auc": 2e-3, "auc_precision_recall": 5e-3, "sparse_categorical_crossentropy": 1e-6, "sparse_categorical_accuracy": 1e-6,
     "squared_pearson_correlation": 1e-6, "": 1e-9}
 
 def tolerance(
@@ -33,16 +33,14 @@ def tolerance(
     for end in ("_macro", "_micro", "_weighted"): name = name.removesuffix(end)
     return TOLERANCE.get(name, TOLERANCE[""])
 
-# %% ../../nbs/evaluation/13_tfma_histograms.ipynb #526b3b78
-_GRID = 1 / (1 + np.exp(-np.arange(-16, 16.05, 0.1)))
-
+# %% ../../nbs/evaluation/13_tfma_histograms.ipynb #5dfffb93
 def _edges(scores, bins, thresholds):
     "Sorted upper ends of bins; the last one holds the highest score."
     sample = scores if len(scores) <= 20_000 else scores[:: len(scores) // 20_000]
     if len(np.unique(sample)) <= bins:
         distinct = np.unique(scores)
         if len(distinct) <= bins: return distinct
-    inner = np.r_[_GRID, np.quantile(sample, np.linspace(0, 1, bins + 1)[1:-1]), thresholds]
+    inner = np.r_[np.quantile(sample, np.linspace(0, 1, bins + 1)[1:-1]), thresholds]
     low, high = scores.min(), scores.max()
     return np.unique(np.r_[low, inner[(inner > low) & (inner < high)], high])
 
@@ -52,14 +50,15 @@ def _means(total, weight, edges):
     with np.errstate(divide="ignore", invalid="ignore"): mean = total / weight
     return np.clip(mean, np.nextafter(below, np.inf), edges)
 
-# %% ../../nbs/evaluation/13_tfma_histograms.ipynb #02c44232
+# %% ../../nbs/evaluation/13_tfma_histograms.ipynb #ca383097
 class _Problem(NamedTuple):
     names: dict           # metric of TFMA -> name of the figure
     labels: np.ndarray    # (n * times,) 0 or 1
     scores: np.ndarray    # (n * times,)
     times: int = 1        # how often each row occurs
+    loss: bool = False    # are two rows a slice enough?
 
-_RATES = ("precision", "recall", "f1_score")
+_RATES, _LOSS = ("precision", "recall", "f1_score"), "binary_crossentropy"
 
 def _at(names, thresholds): return [*names, *(f"{name}@{t:g}" for t in thresholds for name in names)]
 
@@ -71,12 +70,20 @@ def _of_class(names, c):
 
 def _micro(names): return {name: "_micro@".join(name.split("@")) if "@" in name else f"{name}_micro" for name in names}
 
+_PLAIN = ("auc", "auc_precision_recall", "mean_label", "mean_prediction", "calibration")
+
+def _binary_problems(rows, thresholds):
+    names = [*_PLAIN, *_at(list(AT_THRESHOLD.values()), thresholds)]
+    return [_Problem({name: name for name in names}, rows.labels, rows.scores),
+            _Problem({_LOSS: _LOSS}, rows.labels, rows.scores, loss=True)]
+
 def _multilabel_problems(rows, thresholds):
     rates, right = _at(_RATES, thresholds), _at(["binary_accuracy"], thresholds)
     found = [_Problem(_of_class(["auc", *rates], c), rows.labels[:, k], rows.scores[:, k])
              for k, c in enumerate(rows.classes)]
-    names = _micro(["auc", *rates]) | {name: name for name in [*right, "binary_crossentropy"]}
-    return [*found, _Problem(names, rows.labels.ravel(), rows.scores.ravel(), len(rows.classes))]
+    names, k = _micro(["auc", *rates]) | {name: name for name in right}, len(rows.classes)
+    pooled = rows.labels.ravel(), rows.scores.ravel(), k
+    return [*found, _Problem(names, *pooled), _Problem({_LOSS: _LOSS}, *pooled, loss=True)]
 
 def _multiclass_problems(rows, thresholds):
     numbers, k = np.arange(len(rows.classes)), len(rows.classes)
@@ -87,12 +94,11 @@ def _multiclass_problems(rows, thresholds):
     found += [_Problem(_of_class(_RATES, c), truth[:, i], called[:, i]) for i, c in enumerate(rows.classes)]
     return [*found, _Problem({"auc": "auc_micro"}, truth.ravel(), rows.scores.ravel(), k),
             _Problem({"recall": "sparse_categorical_accuracy"}, truth.ravel(), called.ravel(), k),
-            _Problem({"binary_crossentropy": "sparse_categorical_crossentropy"}, np.ones(len(own)), own)]
+            _Problem({_LOSS: "sparse_categorical_crossentropy"}, np.ones(len(own)), own, loss=True)]
 
 def _problems(rows, thresholds):
-    if rows.task == "multilabel": return _multilabel_problems(rows, thresholds)
-    if rows.task == "multiclass": return _multiclass_problems(rows, thresholds)
-    return [_Problem({}, rows.labels, rows.scores)]
+    kinds = {"binary": _binary_problems, "multilabel": _multilabel_problems, "multiclass": _multiclass_problems}
+    return kinds[rows.task](rows, thresholds)
 
 # %% ../../nbs/evaluation/13_tfma_histograms.ipynb #61ea4a68
 def _moments(group, count, weights, values):
@@ -121,15 +127,22 @@ def _points(labels, scores, weights):
                 found.append((score + sign * value, score, total[h] * part / 2))
     return np.array([one for one in found if one[2] > 0] or [(labels[0], scores[0], 0.0)]).T
 
-# %% ../../nbs/evaluation/13_tfma_histograms.ipynb #738c63ab
-def _binned(problem, edges, bins, weights, members):
+# %% ../../nbs/evaluation/13_tfma_histograms.ipynb #9f13102a
+def _loss_points(labels, scores, weights):
+    "(labels, scores, weights): the positives and the negatives, each with the geometric mean of their probabilities."
+    found, scores = [], np.clip(scores, 1e-7, 1 - 1e-7)
+    for label, right in ((0.0, 1 - scores), (1.0, scores)):
+        w = weights * (labels == label)
+        mean = np.exp((w @ np.log(right)) / w.sum()) if w.sum() > 0 else 0.5
+        found.append((label, mean if label else 1 - mean, w.sum()))
+    return np.array(found).T
+
+def _binned(labels, scores, weights, place, edges):
     "(labels, scores, weights) of the bins of a slice."
-    own = members if problem.times == 1 else (members[:, None] * problem.times + np.arange(problem.times)).ravel()
-    place, w = bins[own], weights[members].repeat(problem.times)
-    scores, labels = problem.scores[own], problem.labels[own]
+    w = weights
     weight = np.bincount(place, w, len(edges))
     there = np.flatnonzero(weight)
-    if not len(there): return labels[:1], scores[:1], np.zeros(1)
+    if not len(there): return labels[:1], scores[:1], w[:1]
     share = np.bincount(place, w * labels, len(edges))[there] / weight[there]
     mean = _means(np.bincount(place, w * scores, len(edges)), weight, edges)[there]
     return np.clip(share, 0, 1), mean, weight[there]
@@ -141,14 +154,17 @@ def _parts(rows, groups, bins, thresholds):
                                                                                 rows.weights[own])
         return
     for number, problem in enumerate(_problems(rows, thresholds)):
-        edges = _edges(problem.scores, bins, [rows.threshold, *thresholds])
-        bins_of = np.searchsorted(edges, problem.scores)
-        for key, own in groups.items():
-            yield (*key, (_PROBLEM, str(number))), *_binned(problem, edges, bins_of, rows.weights, own)
+        edges = None if problem.loss else _edges(problem.scores, bins, [rows.threshold, *thresholds])
+        place = None if problem.loss else np.searchsorted(edges, problem.scores)
+        for key, members in groups.items():
+            own = (members[:, None] * problem.times + np.arange(problem.times)).ravel()
+            parts = problem.labels[own], problem.scores[own], rows.weights[members].repeat(problem.times)
+            few = _loss_points(*parts) if problem.loss else _binned(*parts, place[own], edges)
+            yield (*key, (_PROBLEM, str(number))), *few
 
 _PROBLEM = "\u0000problem"
 
-# %% ../../nbs/evaluation/13_tfma_histograms.ipynb #b996da7a
+# %% ../../nbs/evaluation/13_tfma_histograms.ipynb #67000316
 def _extracts(part):
     "TFMA's extracts of the bins of one slice."
     import numpy as np
@@ -171,7 +187,7 @@ def _wanted(found, problems):
     "Figures under their names, the problem taken out of the slice."
     for one in found:
         key = tuple(pair for pair in one.key if pair[0] != _PROBLEM)
-        if not problems or not problems[0].names: yield one._replace(key=key)
+        if not problems: yield one._replace(key=key)
         else:
             names = problems[int(dict(one.key)[_PROBLEM])].names
             if one.metric in names: yield one._replace(key=key, metric=names[one.metric])

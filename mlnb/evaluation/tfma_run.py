@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mended', 'keep_beam_off_the_page', 'run_pipeline', 'Figure', 'read_figures', 'undefined', 'slice_members',
-           'tidy_figures', 'run_tfma']
+           'tidy_figures', 'scratch_folder', 'run_tfma']
 
 # %% ../../nbs/evaluation/11_tfma_run.ipynb #5ab6f132
 import contextlib
@@ -248,7 +248,7 @@ def tidy_figures(
             lines.append({**place, "metric": metric, **dict(zip(("value", "low", "high"), values, strict=True)), **size})
     return pd.DataFrame(lines)
 
-# %% ../../nbs/evaluation/11_tfma_run.ipynb #2c0431f4
+# %% ../../nbs/evaluation/11_tfma_run.ipynb #eff92785
 def _config(rows, specs, columns, thresholds, intervals, plots):
     ranked = rows.task == "ranking"
     interval = float(np.min(rows.scores)), float(np.nextafter(np.max(rows.scores), np.inf))
@@ -257,10 +257,17 @@ def _config(rows, specs, columns, thresholds, intervals, plots):
                        plots=plots, intervals=intervals, depths=thresholds if ranked and thresholds else (5, 10),
                        interval=interval)
 
-def _scratch(folder):
+
+
+# %% ../../nbs/evaluation/11_tfma_run.ipynb #d4bba87b
+def scratch_folder(
+    folder:Path|str|None,  # where a result shall stay; None: nowhere
+) -> contextlib.AbstractContextManager[str]:  # it, made; or one that is removed at the end
+    "The folder a result is written to."
+    if folder: Path(folder).mkdir(parents=True, exist_ok=True)
     return contextlib.nullcontext(str(folder)) if folder else tempfile.TemporaryDirectory()
 
-# %% ../../nbs/evaluation/11_tfma_run.ipynb #9889cb63
+# %% ../../nbs/evaluation/11_tfma_run.ipynb #4130d530
 def run_tfma(
     rows:Rows,                           # checked rows
     cut:pd.DataFrame,                    # (n, columns) slice values as texts, in the order of the rows
@@ -279,8 +286,7 @@ def run_tfma(
     columns = free_columns(map(str, cut.columns))
     plots = bool(folder) if plots is None else plots
     import_quietly("tensorflow_model_analysis")
-    with quiet(), _scratch(folder) as place:
-        Path(place).mkdir(parents=True, exist_ok=True)
+    with quiet(), scratch_folder(folder) as place:
         config = _config(rows, specs, columns, thresholds, intervals, plots)
         _evaluate(rows, cut, columns, config, place, plan)
         found = list(read_figures(place, rows.classes))
