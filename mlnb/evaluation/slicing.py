@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['slice_values', 'Part', 'read_slices', 'cut_slices', 'Group', 'groups_in', 'groups_of']
 
-# %% ../../nbs/evaluation/07_slicing.ipynb #52849f10
+# %% ../../nbs/evaluation/07_slicing.ipynb #35686ca2
 import importlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 import numpy as np
 import pandas as pd
@@ -128,14 +128,15 @@ def _part(given, columns):
 
 def _is_named_function(one): return isinstance(one, tuple) and len(one) == 2 and callable(one[1])
 
-# %% ../../nbs/evaluation/07_slicing.ipynb #4a35bd0d
+# %% ../../nbs/evaluation/07_slicing.ipynb #9089c9a7
 def read_slices(
     slices:Sequence,             # see the table above
     columns:Sequence[object],    # column names of the test table: they tell a column from a condition
 ) -> list[tuple[Part, ...]]:     # parts of each slicing, everybody () first, none twice
     "Read a list of slices; raises `EvaluationError` for what is none."
     if isinstance(slices, str | dict): slices = [slices]
-    texts, found, seen = {str(c) for c in columns}, [()], {}
+    texts, seen = {str(c) for c in columns}, {}
+    found: list[tuple[Part, ...]] = [()]
     for one in slices:
         if _is_named_function(one): parts = (Part(str(one[0]), "function", one[1], None),)
         elif isinstance(one, list | tuple):
