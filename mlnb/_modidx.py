@@ -175,6 +175,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'mlnb/evaluation/behaviour.py'),
                                            'mlnb.evaluation.behaviour.Behaved.passed': ( 'evaluation/behaviour.html#behaved.passed',
                                                                                          'mlnb/evaluation/behaviour.py'),
+                                           'mlnb.evaluation.behaviour.Behaved.rows': ( 'evaluation/behaviour.html#behaved.rows',
+                                                                                       'mlnb/evaluation/behaviour.py'),
                                            'mlnb.evaluation.behaviour.Behaved.table': ( 'evaluation/behaviour.html#behaved.table',
                                                                                         'mlnb/evaluation/behaviour.py'),
                                            'mlnb.evaluation.behaviour.Outcome': ( 'evaluation/behaviour.html#outcome',

@@ -113,7 +113,7 @@ def _changed(test, frame, facts, draw):
         differs |= moved
     return changed, differs
 
-# %% ../../nbs/evaluation/53_behaviour.ipynb #f41a3b67
+# %% ../../nbs/evaluation/53_behaviour.ipynb #d2e458ec
 def _run_one(predict, frame, before, test, facts, draw, most, names):
     wanted = _output_of(test, names)
     if not test.columns:
@@ -124,7 +124,7 @@ def _run_one(predict, frame, before, test, facts, draw, most, names):
         changed, differs = _changed(test, frame, facts, draw)
         frame, before, changed = frame[differs], before[differs], changed[differs]
         if not len(frame):
-            return Outcome(test, 0, 0, float("nan"), False, "no row could be changed in this way", pd.DataFrame())
+            return Outcome(test, 0, 0, float("nan"), not test.asked, "no row could be changed in this way", pd.DataFrame())
         after, error = _scored(predict, changed, len(names), [])
     old, new, shown = before[:, wanted], after[:, wanted], [names[j] for j in wanted]
     failed = _failed(test, old, new)
@@ -157,7 +157,7 @@ def run_behaviours(
     return Behaved([_run_one(predict, sample, before, test, facts, draw, examples, names)
                     for test, draw in zip(behaviours, streams, strict=True)])
 
-# %% ../../nbs/evaluation/53_behaviour.ipynb #d00f412b
+# %% ../../nbs/evaluation/53_behaviour.ipynb #57bb9873
 class Behaved:
     "Outcomes of behaviour tests; displays as a table, failures first, with the worst rows of each."
     def __init__(
@@ -182,6 +182,14 @@ class Behaved:
                               "tried": o.tried, "failed": o.failed, "share": o.share, "allowed": o.test.max_failures,
                               "largest": o.largest, "passed": o.passed, "error": o.error, "why": o.test.why}
                              for o in self.outcomes])
+
+    def rows(self) -> pd.DataFrame:
+        "The worst rows of every test, one a line: test, number of the row, what was changed, what the score did."
+        found = [{"test": o.test.name, "row": int(label) if isinstance(label, int | np.integer) else str(label),
+                  "change": "; ".join(f"{name}: {line[name]}" for name in o.test.columns),
+                  "score": "; ".join(str(line[name]) for name in o.examples.columns if name not in o.test.columns)}
+                 for o in self.outcomes for label, line in o.examples.iterrows()]
+        return pd.DataFrame(found, columns=["test", "row", "change", "score"])
 
     def as_dict(self) -> dict:
         "Everything as JSON; NaN becomes null."

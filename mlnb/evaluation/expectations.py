@@ -15,7 +15,7 @@ from ..data.schemas import features_of
 from ..errors import EvaluationError
 from .changes import Change, check_change, parse_change
 
-# %% ../../nbs/evaluation/51_expectations.ipynb #7f008207
+# %% ../../nbs/evaluation/51_expectations.ipynb #955371ae
 KINDS = {"perturbation": ("same",), "invariance": ("same",),
          "directional": ("not lower", "not higher", "higher", "lower"), "survival": ("finite",)}
 WHOLE_ROWS = ("order", "alone")
@@ -31,6 +31,7 @@ class Behaviour(NamedTuple):
     max_failures: float  # share of the rows tried that may fail, in [0, 1)
     output: str          # which score, where a model has several; "": all of them
     why: str             # one sentence, or ""
+    asked: bool = True   # did a person write it? Then a test that could not be tried on any row does not pass
 
 # %% ../../nbs/evaluation/51_expectations.ipynb #ec78fc19
 def one_of(
@@ -135,7 +136,7 @@ def _groups(columns, most):
 
 def _name(names, text): return f"{names[0] if len(names) == 1 else f'{len(names)} further columns'}: {text}"
 
-# %% ../../nbs/evaluation/51_expectations.ipynb #04d8ca32
+# %% ../../nbs/evaluation/51_expectations.ipynb #016009b6
 def default_behaviours(
     schema:Mapping,     # the model's schema, with its label
     most:int=30,        # columns of a kind that get a test of their own, at least 1
@@ -147,9 +148,9 @@ def default_behaviours(
     words = [c for c in features if c["kind"] == "category"]
     def tests(kind, columns, change, text, tolerance=0.0, failures=0.0):
         parsed, expect = parse_change(change), KINDS[kind][0]
-        return [Behaviour(_name(names, text), kind, tuple(names), parsed, expect, tolerance, failures, "", "")
+        return [Behaviour(_name(names, text), kind, tuple(names), parsed, expect, tolerance, failures, "", "", False)
                 for names in _groups(columns, most)]
-    rows = [Behaviour(f"rows: {text}", "invariance", (), parse_change(change), "same", move / 150, 0.0, "", "")
+    rows = [Behaviour(f"rows: {text}", "invariance", (), parse_change(change), "same", move / 150, 0.0, "", "", False)
             for change, text in (("order", "in another order"), ("alone", "one at a time"))]
     return [*tests("perturbation", numbers, "noise 0.02", "a little noise", move, 0.02),
             *tests("perturbation", dates, "+ 1 minute", "a minute later", move, 0.02),
