@@ -11,13 +11,15 @@ from typing import NamedTuple
 import pytest
 from projects import ProjectFolder
 
+from mlnb import markup
+from mlnb.design import Section, frame, page
 from mlnb.settings import find_project
-from mlnb.tracking import charts, markup
+from mlnb.tracking import charts
 from mlnb.tracking.curves import thin
-from mlnb.tracking.design import Section, frame, page
 from mlnb.tracking.rendered import notebook_html
 from mlnb.tracking.report import report
 from mlnb.tracking.safe_html import safe_html
+from mlnb.tracking.shown import shown
 from mlnb.tracking.table import run_table
 
 HOSTILE = ["</script><script>document.title='owned'</script>", "<img src=x onerror=\"document.title='owned'\">",
@@ -550,9 +552,9 @@ def test_numbers_are_written_alike(visit):
     told = tab.evaluate("values => values.map(v => mlnb.number(v))", values)
     assert [(v, a, b) for v, a, b in zip(values, told, map(markup.number, values), strict=True) if a != b and abs(v) != 0.5] == []
     spans = [0.04, 9.94, 59.4, 61.0, 3599.0, 3661.0, 90000.0]
-    assert tab.evaluate("values => values.map(v => mlnb.shown(v, 's'))", spans) == [markup.shown(v, "s") for v in spans]
+    assert tab.evaluate("values => values.map(v => mlnb.shown(v, 's'))", spans) == [shown(v, "s") for v in spans]
     sizes = [0.0, 512.0, 12_345.0, 1.07e9, 5e12]
-    assert tab.evaluate("values => values.map(v => mlnb.shown(v, 'B'))", sizes) == [markup.shown(v, "B") for v in sizes]
+    assert tab.evaluate("values => values.map(v => mlnb.shown(v, 'B'))", sizes) == [shown(v, "B") for v in sizes]
 
 
 def test_a_report_is_drawn(visit, project):

@@ -17,8 +17,8 @@ from ..pipeline.store import Store
 from ..settings import Project
 from .axes import parallel_coordinates
 from .curves import curves_chart
-from .design import Section, page
-from .markup import badge, number, text
+from ..design import Section, page
+from ..markup import badge, number, text
 from .rendered import notebook_html
 from .stages_html import (LOOKS_OF_STAGES, failures_html, figures_html, graph_html, parameters_html, results_html, scraps_of,
                                        times_html, value_of)

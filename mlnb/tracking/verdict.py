@@ -8,7 +8,7 @@ __all__ = ['is_verdict', 'verdict_html', 'is_slice_table', 'slices_html']
 # %% ../../nbs/tracking/57_verdict.ipynb #0c210c61
 import math
 from collections.abc import Mapping, Sequence
-from .markup import badge, number, style, text
+from ..markup import badge, number, style, text
 
 # %% ../../nbs/tracking/57_verdict.ipynb #92b1fc15
 _LOOKS = """
