@@ -2242,6 +2242,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlnb.serving.registry._crown': ('serving/registry.html#_crown', 'mlnb/serving/registry.py'),
                                        'mlnb.serving.registry._facts': ('serving/registry.html#_facts', 'mlnb/serving/registry.py'),
                                        'mlnb.serving.registry._flush': ('serving/registry.html#_flush', 'mlnb/serving/registry.py'),
+                                       'mlnb.serving.registry._keep_beside': ( 'serving/registry.html#_keep_beside',
+                                                                               'mlnb/serving/registry.py'),
                                        'mlnb.serving.registry._model_folder': ( 'serving/registry.html#_model_folder',
                                                                                 'mlnb/serving/registry.py'),
                                        'mlnb.serving.registry._name': ('serving/registry.html#_name', 'mlnb/serving/registry.py'),
