@@ -221,17 +221,18 @@ def attack_curve(
         found.append({"attack": "swap", "strength": 1.0} | _measured(model, swapped, clean, schema))
     return pd.DataFrame(found).assign(rows=len(sample))
 
-# %% ../../nbs/evaluation/70_attacks.ipynb #e223511d
+# %% ../../nbs/evaluation/70_attacks.ipynb #4cb031c4
 def robust_figure(
     curve:pd.DataFrame,   # from `attack_curve`
     strength:float=0.25,  # up to which strength of the attacks that have one, in standard deviations
     metric:str="",        # "": accuracy, or root mean squared error for a regression
 ) -> dict:                # metric, value under the worst attack, which, clean value, and what was lost
-    "What is left of a metric under the worst attack of at most this strength; raises `EvaluationError`."
+    "What is left of a metric under the worst attack of at most this strength; all of it where nothing can be attacked."
     metric = metric or ("accuracy" if "accuracy" in curve else "rmse")
     if metric not in curve: raise EvaluationError(f"no metric '{metric}' in the curve", expected=", ".join(curve.columns[2:]))
     near = curve[(curve.attack != "none") & (curve.attack != "swap") & (curve.strength <= strength + 1e-12)]
     if not len(near): near = curve[curve.attack == "swap"]
+    if set(curve.attack) == {"none"}: near = curve
     if not len(near): raise EvaluationError("no attack of this strength was tried", got=strength,
                                             expected=f"at least {curve[curve.attack != 'none'].strength.min():g}")
     bad = near[metric].idxmax() if metric in ("rmse", "mae", "log_loss", "brier") else near[metric].idxmin()

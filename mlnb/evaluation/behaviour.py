@@ -78,7 +78,7 @@ class Outcome(NamedTuple):
         "Share of the rows tried that failed; 1 when none could be tried."
         return self.failed / self.tried if self.tried else 1.0
 
-# %% ../../nbs/evaluation/53_behaviour.ipynb #d240e006
+# %% ../../nbs/evaluation/53_behaviour.ipynb #e4ac38a4
 def _short(value):
     if isinstance(value, float | np.floating): return f"{value:.4g}"
     text = str(value)
@@ -86,7 +86,7 @@ def _short(value):
 
 def _examples(frame, changed, before, after, failed, test, most, names):
     "The worst failing rows, one a line."
-    step = np.nan_to_num(np.abs(after - before), nan=np.inf).max(axis=1)
+    with np.errstate(invalid="ignore"): step = np.nan_to_num(np.abs(after - before), nan=np.inf).max(axis=1)
     worst = np.flatnonzero(failed)[np.argsort(-step[failed], kind="stable")][:most]
     shown = {}
     for column in test.columns:
