@@ -192,7 +192,7 @@ def _applied(rule, values, fires):
         forced = {"at_least": np.maximum, "at_most": np.minimum}[rule.action](values, value) if rule.action != "score" else value
     return np.where(fires[:, None], forced, values)
 
-# %% ../../nbs/evaluation/52_assertions.ipynb #6af8ac97
+# %% ../../nbs/evaluation/52_assertions.ipynb #1fd68680
 def apply_rules(
     scores:pd.DataFrame|np.ndarray,   # (n,) or (n, k) scores of the rows, before the rules
     frame:pd.DataFrame,               # (n, columns) the rows
@@ -200,8 +200,8 @@ def apply_rules(
     schema:Mapping,                   # the model's schema
 ) -> Ruled:                           # scores, what fired where, and counts
     "Apply rules to scores and count; raises `EvaluationError` when rows and scores differ in number."
-    table = scores if isinstance(scores, pd.DataFrame) else pd.DataFrame(np.asarray(scores).reshape(len(scores), -1), index=frame.index)
-    if len(table) != len(frame): raise EvaluationError("scores and rows differ in number", got=f"{len(table)} and {len(frame)}")
+    if len(scores) != len(frame): raise EvaluationError("scores and rows differ in number", got=f"{len(scores)} and {len(frame)}")
+    table = scores if isinstance(scores, pd.DataFrame) else pd.DataFrame(np.asarray(scores).reshape(len(frame), -1), index=frame.index)
     column, features = _in_table(to_inputs(frame, schema)), {c["name"]: c for c in features_of(schema)}
     values, fired, counts = table.to_numpy(), {}, []
     for rule in rules:
