@@ -34,11 +34,12 @@ class Part(NamedTuple):
     missing: bool   # would a person have to write here?
     tables: tuple   # of `Table`
 
-# %% ../../nbs/evaluation/82_card.ipynb #addc31e1
+# %% ../../nbs/evaluation/82_card.ipynb #eead697b
 _MOST = 40  # slices shown at most; all of them are in the run
 
 def _facts(caption, facts):
-    rows = [{"": name, " ": value} for name, value in facts.items() if value not in (None, "", [])]
+    def shown(value): return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    rows = [{"": name, " ": shown(value)} for name, value in facts.items() if value not in (None, "", [])]
     return [Table(caption, pd.DataFrame(rows))] if rows else []
 
 def _count(many, what): return f"{many} {what}{'s' * (many != 1)}"
@@ -51,10 +52,10 @@ def _key(line):
 def _interval(low, high):
     return f"{number(low)} to {number(high)}" if math.isfinite(low) and math.isfinite(high) else ""
 
-# %% ../../nbs/evaluation/82_card.ipynb #9ff862b8
+# %% ../../nbs/evaluation/82_card.ipynb #41a31c81
 def _overall(metrics):
     rows = metrics[metrics.by == "Overall"]
-    return pd.DataFrame([{"figure": r.metric, "value": number(r.value), "95 % interval": _interval(r.low, r.high), "rows": int(r.examples)}
+    return pd.DataFrame([{"figure": r.metric, "value": number(r.value), "95 % interval": _interval(r.low, r.high), "rows": number(int(r.examples))}
                          for r in rows.itertuples()])
 
 def _slices(metrics, metric, crossed):
@@ -67,7 +68,7 @@ def _slices(metrics, metric, crossed):
     def gap(r): return r.value - overall
     chosen.sort(key=lambda r: (not math.isfinite(gap(r)), -abs(gap(r)) if math.isfinite(gap(r)) else 0.0))
     rows = pd.DataFrame([{"slice": r.slice, metric: number(r.value), "95 % interval": _interval(r.low, r.high),
-                          "from the whole": number(gap(r)), "rows": int(r.examples), "": "few rows" if r.small else ""}
+                          "from the whole": number(gap(r)), "rows": number(int(r.examples)), "": "few rows" if r.small else ""}
                          for r in chosen[:_MOST]])
     caption = f"{metric} by {'crossed slices' if crossed else 'slice'}, the largest distance from the whole ({number(overall)}) first"
     return [Table(caption, rows, f"and {len(chosen) - _MOST} more" if len(chosen) > _MOST else "")]
