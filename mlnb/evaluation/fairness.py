@@ -48,19 +48,27 @@ def groups_by(
 RATES = ("selection_rate", "false_positive_rate", "false_negative_rate", "true_positive_rate", "binary_accuracy", "precision")
 ALWAYS = ("mean_label", "mean_prediction", "calibration")
 
-# %% ../../nbs/evaluation/44_fairness.ipynb #d7e941ad
+# %% ../../nbs/evaluation/44_fairness.ipynb #a00a4e1f
 def _sums(labels, decided):
     "Above and below the line of every rate, as (n, rates) each; `decided` may be a chance of being chosen."
     one, positive = np.ones(len(labels)), labels == 1
     top = [decided, decided * ~positive, (1 - decided) * positive, decided * positive, np.where(positive, decided, 1 - decided), decided * positive]
     return np.stack(top, 1), np.stack([one, ~positive, positive, positive, one, decided], 1)
 
-def _parts(rows, thresholds):
+def _decided(rows, decisions, threshold):
+    "The chance of being chosen: 0 or 1 by the threshold, or as given."
+    if decisions is None: return (rows.scores > threshold).astype(float)
+    given = np.asarray(decisions, float)
+    if given.shape != rows.labels.shape or not (np.isfinite(given).all() and given.min() >= 0 and given.max() <= 1):
+        raise EvaluationError("the decisions are not one chance of being chosen a row", got=f"shape {given.shape}",
+                              expected=f"({len(rows.labels)},), each 0 to 1")
+    return given
+
+def _parts(rows, thresholds, decisions):
     "Names of all metrics, and their sums."
-    if not thresholds: raise EvaluationError("no threshold to decide by", expected="at least one, in [0, 1)")
     tops, unders, names = [], [], []
     for threshold in thresholds:
-        top, under = _sums(rows.labels, (rows.scores > threshold).astype(float))
+        top, under = _sums(rows.labels, _decided(rows, decisions, threshold))
         tops.append(top); unders.append(under)
         names += [rate if len(thresholds) == 1 else f"{rate}@{threshold:g}" for rate in RATES]
     one = np.ones(len(rows.labels))
@@ -154,12 +162,13 @@ def _figures(values, compared, names, texts, groups, sizes, min_examples):
                           "computed": "vectorised", "gap": gap[0], "gap_low": gap_low, "gap_high": gap_high})
     return pd.DataFrame(lines)
 
-# %% ../../nbs/evaluation/44_fairness.ipynb #04965a44
+# %% ../../nbs/evaluation/44_fairness.ipynb #30eee35e
 def measure_fairness(
     rows:Rows,                           # checked rows of a binary task; for others see `one_class`
     columns:str|Sequence[str],           # the column, or columns crossed, that name the groups
     thresholds:Sequence[float]=(),       # () takes the rows' own; several give names such as `selection_rate@0.25`
     *,
+    decisions:np.ndarray|None=None,      # (n,) who is chosen, or each row's chance of it; None: score above the threshold
     reference:str="",                    # group that others are compared with, as "sex=f"; "": the largest; "Overall": everybody
     min_examples:int=50,                 # groups with fewer rows are small
     count:int=400,                       # resampled test sets
@@ -168,9 +177,9 @@ def measure_fairness(
 ) -> Fairness:
     "Rates, gaps and their intervals for groups; raises `EvaluationError` for another task or an unknown reference."
     if rows.task != "binary": raise EvaluationError(f"fairness of {rows.task} is that of one class", cure="one_class(rows, 'the class')")
-    thresholds = tuple(float(t) for t in thresholds) or (rows.threshold,)
+    thresholds = tuple(float(t) for t in thresholds) if len(thresholds) and decisions is None else (rows.threshold,)
     groups, codes = groups_by(rows, columns, max_values)
-    names, top, under = _parts(rows, thresholds)
+    names, top, under = _parts(rows, thresholds, decisions)
     texts = [", ".join(f"{c}={v}" for c, v in group) for group in groups]
     sizes = np.bincount(codes, minlength=len(groups))
     reference = reference or texts[int(sizes.argmax())]
