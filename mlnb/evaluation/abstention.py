@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['confidence_of', 'Abstention', 'abstention_curve', 'confidence_needed']
 
-# %% ../../nbs/evaluation/47_abstention.ipynb #322f5ffe
+# %% ../../nbs/evaluation/47_abstention.ipynb #33ad1238
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..errors import EvaluationError
+from .calibration import wilson_interval
 from .finder import row_loss
 from .rows import Rows
 from .sketches import Curve, Sketch, html_table, plot
@@ -30,12 +31,21 @@ def confidence_of(
     sure = np.where(rows.scores > rows.threshold, rows.scores, 1 - rows.scores)
     return sure if rows.task == "binary" else sure.prod(1)
 
-# %% ../../nbs/evaluation/47_abstention.ipynb #87cdda6c
+# %% ../../nbs/evaluation/47_abstention.ipynb #17c4d927
 def _risks(loss, weights, order, ends):
-    "Risk and share among the first rows in the order, at the ends of ties; (draws, ends) for (draws, n) weights."
-    weights = weights[..., order]
-    mass, lost = np.cumsum(weights, -1)[..., ends], np.cumsum(weights * loss[order], -1)[..., ends]
-    with np.errstate(divide="ignore", invalid="ignore"): return np.where(mass > 0, lost / mass, np.nan), mass / weights.sum(-1, keepdims=True)
+    "Risk and share among the first rows in the order, at the ends of ties."
+    mass, lost = np.cumsum(weights[order])[ends], np.cumsum((weights * loss)[order])[ends]
+    with np.errstate(divide="ignore", invalid="ignore"): return np.where(mass > 0, lost / mass, np.nan), mass / weights.sum()
+
+def _interval(loss, weights, ends, risk):
+    "Ends of the risk's interval; `loss` and `weights` in the order of the curve."
+    mass, squares = np.cumsum(weights)[ends], np.cumsum(weights**2)[ends]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = np.where(mass > 0, mass**2 / squares, np.nan)
+        if loss.min() >= 0 and loss.max() <= 1: return wilson_interval(risk, size)
+        spread = np.cumsum(weights * loss**2)[ends] / mass - risk**2
+        reach = 1.96 * np.sqrt(np.maximum(spread, 0) / np.where(size > 1, size - 1, np.nan))
+    return risk - reach, risk + reach
 
 def _ends(confidence):
     order = np.argsort(-confidence, kind="stable")
@@ -74,15 +84,12 @@ class Abstention(NamedTuple):
         return (plot([Curve(name, c.share, value, low, high)], "share answered", f"{name} among the answered", (0, 1),
                      caption=f"What the model is worth on the rows it is surest of ({name})") + html_table(table))
 
-# %% ../../nbs/evaluation/47_abstention.ipynb #a2a7789c
+# %% ../../nbs/evaluation/47_abstention.ipynb #6687bf6a
 def abstention_curve(
     rows:Rows,                        # checked test rows
     confidence:np.ndarray|None=None,  # (n,) your own, higher is surer; None: from the scores
     loss:str|np.ndarray="error",      # see `finder.row_loss`
-    *,
     points:int=100,                   # most points of the curve
-    count:int=200,                    # resampled test sets for the intervals
-    seed:int=0,                       # draws them
 ) -> Abstention:
     "The risk-coverage curve with intervals."
     name, lost = row_loss(rows, loss)
@@ -90,14 +97,7 @@ def abstention_curve(
     order, ends = _ends(sure)
     kept = np.unique(np.linspace(0, len(ends) - 1, min(points, len(ends))).astype(int))
     risk, share = _risks(lost, rows.weights, order, ends[kept])
-    block, draws, rng = max(1, 10_000_000 // len(lost)), [], np.random.default_rng(seed)
-    for start in range(0, count, block):
-        weights = rng.poisson(1.0, (min(block, count - start), len(lost))) * rows.weights
-        draws.append(_risks(lost, weights, order, ends[kept])[0])
-    drawn = np.vstack(draws)
-    few = np.isnan(drawn).mean(0) > 0.1
-    low, high = np.full((2, len(kept)), np.nan)
-    if not few.all(): low[~few], high[~few] = np.nanquantile(drawn[:, ~few], [0.025, 0.975], axis=0)
+    low, high = _interval(lost[order], rows.weights[order], ends[kept], risk)
     curve = pd.DataFrame({"share": share, "risk": risk, "low": low, "high": high, "confidence": sure[order][ends[kept]]})
     worst = float(np.average(lost, weights=rows.weights))
     return Abstention(curve[curve.share > 0].reset_index(drop=True), name, _area(lost, rows.weights, sure), _area(lost, rows.weights, -lost), worst)
