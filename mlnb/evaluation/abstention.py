@@ -84,7 +84,7 @@ class Abstention(NamedTuple):
         return (plot([Curve(name, c.share, value, low, high)], "share answered", f"{name} among the answered", (0, 1),
                      caption=f"What the model is worth on the rows it is surest of ({name})") + html_table(table))
 
-# %% ../../nbs/evaluation/47_abstention.ipynb #6687bf6a
+# %% ../../nbs/evaluation/47_abstention.ipynb #bee2983e
 def abstention_curve(
     rows:Rows,                        # checked test rows
     confidence:np.ndarray|None=None,  # (n,) your own, higher is surer; None: from the scores
@@ -93,6 +93,7 @@ def abstention_curve(
 ) -> Abstention:
     "The risk-coverage curve with intervals."
     name, lost = row_loss(rows, loss)
+    if rows.task == "regression": name = name.replace("error", "distance")
     sure = confidence_of(rows, confidence)
     order, ends = _ends(sure)
     kept = np.unique(np.linspace(0, len(ends) - 1, min(points, len(ends))).astype(int))
