@@ -325,6 +325,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'mlnb/evaluation/error_groups.py'),
                                               'mlnb.evaluation.error_groups._number_column': ( 'evaluation/error_groups.html#_number_column',
                                                                                                'mlnb/evaluation/error_groups.py'),
+                                              'mlnb.evaluation.error_groups._pruned': ( 'evaluation/error_groups.html#_pruned',
+                                                                                        'mlnb/evaluation/error_groups.py'),
                                               'mlnb.evaluation.error_groups._said': ( 'evaluation/error_groups.html#_said',
                                                                                       'mlnb/evaluation/error_groups.py'),
                                               'mlnb.evaluation.error_groups._scaled': ( 'evaluation/error_groups.html#_scaled',

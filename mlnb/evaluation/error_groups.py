@@ -49,14 +49,14 @@ def _tree_columns(rows, columns, loss, chooses):
         found.append(_number_column(name, values) if number else _text_column(name, cut[name], loss, rows.weights, chooses))
     return found
 
-# %% ../../nbs/evaluation/49_error_groups.ipynb #1207424f
+# %% ../../nbs/evaluation/49_error_groups.ipynb #482d3f45
 def _edge(value, column):
     return plain_text(float(np.floor(value))) if column.whole else f"{value:.4g}"
 
 def _said(column, low, high):
     "What low < x <= high means for a column; '' when it means nothing."
     if column.texts:
-        inside = [t for i, t in enumerate(column.texts) if low < i <= high]
+        inside = sorted(t for i, t in enumerate(column.texts) if low < i <= high)
         if len(inside) == 1: return f"{column.name}={inside[0]}"
         shown = ", ".join(inside[:5]) + (f" and {len(inside) - 5} more" if len(inside) > 5 else "")
         return f"{column.name} one of {shown}"
@@ -120,7 +120,28 @@ def _judge(conditions, members, loss, weights, tests, level, name, caption):
     place[order] = np.arange(len(order))
     return ErrorGroups(table.iloc[order].reset_index(drop=True), place[members], name, caption)
 
-# %% ../../nbs/evaluation/49_error_groups.ipynb #89f5596b
+# %% ../../nbs/evaluation/49_error_groups.ipynb #ec83884e
+def _pruned(inputs, loss, weights, max_depth, min_leaf, seed):
+    "A tree no larger than cross-validation wants."
+    from sklearn.tree import DecisionTreeRegressor
+    def fit(mask, penalty):
+        tree = DecisionTreeRegressor(max_depth=max_depth, min_samples_leaf=min_leaf, ccp_alpha=penalty, random_state=seed)
+        return tree.fit(inputs[mask], loss[mask], sample_weight=weights[mask])
+    everything = np.ones(len(loss), bool)
+    steps = np.maximum(fit(everything, 0.0).cost_complexity_pruning_path(inputs, loss, sample_weight=weights).ccp_alphas, 0)
+    penalties = np.r_[np.sqrt(steps[:-1] * steps[1:]), steps[-1] * 1.001 + 1e-12]
+    fold = np.random.default_rng(seed).permutation(len(loss)) % 5
+    errors = np.zeros((len(penalties), len(loss)))
+    for k in range(min(5, len(loss))):
+        for i, penalty in enumerate(penalties if len(loss) >= 10 else ()):
+            errors[i, fold == k] = (fit(fold != k, penalty).predict(inputs[fold == k]) - loss[fold == k])**2
+    mean = errors @ weights / weights.sum()
+    best = int(mean.argmin())
+    apart = errors - errors[best]
+    noise = np.sqrt((weights**2 * (apart - (mean - mean[best])[:, None])**2).sum(1)) / weights.sum()
+    return fit(everything, penalties[int(np.flatnonzero(mean <= mean[best] + noise + 1e-15).max())])
+
+# %% ../../nbs/evaluation/49_error_groups.ipynb #f1ef4aeb
 def error_groups(
     rows:Rows,               # checked test rows
     columns:Sequence=(),     # columns that may tell groups; () takes all that can be cut
@@ -132,15 +153,13 @@ def error_groups(
     seed:int=0,              # draws the half that chooses
 ) -> ErrorGroups:
     "Groups with different loss, by a regression tree; raises `EvaluationError` where no column can tell any."
-    from sklearn.tree import DecisionTreeRegressor
     name, values = row_loss(rows, loss)
     chooses = np.random.default_rng(seed).permutation(len(values)) < len(values) // 2
     used = chooses & (rows.weights > 0)
     if not used.any(): raise EvaluationError("too few rows to look for groups", got=f"{len(values)} rows")
     found = _tree_columns(rows, columns, values, used)
     inputs = np.stack([column.values for column in found], axis=1)
-    tree = DecisionTreeRegressor(max_depth=max_depth, min_samples_leaf=max(min_examples // 2, 1), random_state=seed)
-    tree.fit(inputs[used], values[used], sample_weight=rows.weights[used])
+    tree = _pruned(inputs[used], values[used], rows.weights[used], max_depth, max(min_examples // 2, 1), seed)
     leaves = _leaves(tree.tree_, found)
     places = {leaf: i for i, leaf in enumerate(leaves)}
     members = np.array([places[leaf] for leaf in tree.apply(inputs)])
