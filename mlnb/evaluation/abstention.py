@@ -57,10 +57,10 @@ def _area(loss, weights, confidence):
     good = np.isfinite(risk)
     return float(np.diff(share[good], prepend=0) @ risk[good])
 
-# %% ../../nbs/evaluation/47_abstention.ipynb #e72c6945
+# %% ../../nbs/evaluation/47_abstention.ipynb #7c2dda00
 class Abstention(NamedTuple):
     "Risk among the rows a model answers, displayed as a curve and a table."
-    curve: pd.DataFrame   # share, risk, low, high, confidence: answered is what is at least so sure
+    curve: pd.DataFrame   # share, risk, low, high, examples, confidence: answered is what is at least so sure
     loss: str             # what the risk is the mean of
     area: float           # area under the curve, AURC
     best: float           # of a confidence that knows every error
@@ -81,10 +81,11 @@ class Abstention(NamedTuple):
         table = pd.DataFrame({"answered": [f"{s:.0%}" for s in shown.share], f"{name} of these": value[shown.index],
                               "95 %": [f"{a:.3f} to {b:.3f}" for a, b in zip(low[shown.index], high[shown.index], strict=True)],
                               "confidence at least": shown.confidence})
-        return (plot([Curve(name, c.share, value, low, high)], "share answered", f"{name} among the answered", (0, 1),
+        some = c.examples >= min(50, c.examples.max())
+        return (plot([Curve(name, c.share[some], value[some], low[some], high[some])], "share answered", f"{name} among the answered", (0, 1),
                      caption=f"What the model is worth on the rows it is surest of ({name})") + html_table(table))
 
-# %% ../../nbs/evaluation/47_abstention.ipynb #bee2983e
+# %% ../../nbs/evaluation/47_abstention.ipynb #94b83a78
 def abstention_curve(
     rows:Rows,                        # checked test rows
     confidence:np.ndarray|None=None,  # (n,) your own, higher is surer; None: from the scores
@@ -99,7 +100,8 @@ def abstention_curve(
     kept = np.unique(np.linspace(0, len(ends) - 1, min(points, len(ends))).astype(int))
     risk, share = _risks(lost, rows.weights, order, ends[kept])
     low, high = _interval(lost[order], rows.weights[order], ends[kept], risk)
-    curve = pd.DataFrame({"share": share, "risk": risk, "low": low, "high": high, "confidence": sure[order][ends[kept]]})
+    curve = pd.DataFrame({"share": share, "risk": risk, "low": low, "high": high, "confidence": sure[order][ends[kept]],
+                          "examples": ends[kept] + 1})
     worst = float(np.average(lost, weights=rows.weights))
     return Abstention(curve[curve.share > 0].reset_index(drop=True), name, _area(lost, rows.weights, sure), _area(lost, rows.weights, -lost), worst)
 

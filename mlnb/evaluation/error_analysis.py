@@ -39,12 +39,13 @@ def unusual_cells(
         found[i] = odd
     return pd.DataFrame(found, index=frame.index).set_axis(frame.columns, axis=1)
 
-# %% ../../nbs/evaluation/48_error_analysis.ipynb #bcce2990
+# %% ../../nbs/evaluation/48_error_analysis.ipynb #c52c2cc9
 _MARK = '<b style="color:var(--bad,#d0570f)">{}</b>'
 
 def _cell_text(value):
     if value is None or value is pd.NA or value is pd.NaT: return "–"
-    return plain_text(value) if isinstance(value, float) and value.is_integer() else figure_text(value)
+    if isinstance(value, float) and not value.is_integer(): return f"{value:.6g}" if np.isfinite(value) else figure_text(value)
+    return plain_text(value)
 
 def _answer(rows, i):
     "What the model said of a row, as a person reads it."
@@ -128,7 +129,7 @@ def confusion_pairs(
     table = pd.DataFrame(lines, columns=["label", "taken_for", "examples", "share", "confidence", "back"])
     return Confusions(table.sort_values(["share", "examples"], ascending=False, kind="stable", ignore_index=True))
 
-# %% ../../nbs/evaluation/48_error_analysis.ipynb #9686795e
+# %% ../../nbs/evaluation/48_error_analysis.ipynb #fa68c300
 def _binned(x, residual, weights, bins):
     "Mean, its interval and the middle nine tenths of residuals along x."
     lines, order = [], np.argsort(x, kind="stable")
@@ -140,15 +141,15 @@ def _binned(x, residual, weights, bins):
         w, r = weights[part], residual[part]
         mean, size = np.average(r, weights=w), w.sum()**2 / (w @ w)
         reach = 1.96 * np.sqrt(np.average((r - mean)**2, weights=w) / (size - 1)) if size > 1 else np.nan
-        low, high = np.quantile(r, [0.05, 0.95])
-        lines.append({"x": float(np.average(x[part], weights=w)), "mean": mean, "low": mean - reach, "high": mean + reach, "q05": low, "q95": high,
+        low, middle, high = np.quantile(r, [0.05, 0.5, 0.95])
+        lines.append({"x": float(np.average(x[part], weights=w)), "mean": mean, "low": mean - reach, "high": mean + reach, "q05": low, "q50": middle, "q95": high,
                       "examples": len(part)})
-    return pd.DataFrame(lines, columns=["x", "mean", "low", "high", "q05", "q95", "examples"])
+    return pd.DataFrame(lines, columns=["x", "mean", "low", "high", "q05", "q50", "q95", "examples"])
 
-# %% ../../nbs/evaluation/48_error_analysis.ipynb #8e3c4026
+# %% ../../nbs/evaluation/48_error_analysis.ipynb #ec0f8cb9
 class Residuals(NamedTuple):
     "Residuals along the prediction and along columns, displayed as pictures."
-    tables: dict   # "prediction" or column -> x, mean, low, high, q05, q95, examples
+    tables: dict   # "prediction" or column -> x, mean, low, high, q05, q50, q95, examples
 
     def _repr_html_(self) -> str: return self.sketch()._repr_html_()
 
@@ -157,7 +158,7 @@ class Residuals(NamedTuple):
         found = Sketch("")
         for name, t in self.tables.items():
             middle = Curve("mean and its interval", t.x, t["mean"], t.low, t.high, "both")
-            band = Curve("nine tenths of the rows", [*t.x, *t.x[::-1]], [*t.q05, *t.q95[::-1]])
+            band = Curve("median, and nine tenths of the rows", t.x, t.q50, t.q05, t.q95)
             found += plot([middle, band], name, "label - prediction", level=0.0, caption=f"Residuals along {name}")
         return found
 

@@ -91,7 +91,7 @@ def _values(groups, codes, top, under, weights, count, seed):
     over, below = np.concatenate([sums.sum(0)[None], sums]).transpose(1, 0, 2, 3)
     with np.errstate(divide="ignore", invalid="ignore"): return np.where(below > 0, over / below, np.nan)
 
-# %% ../../nbs/evaluation/44_fairness.ipynb #e0045d4b
+# %% ../../nbs/evaluation/44_fairness.ipynb #33fe05bf
 class Fairness(NamedTuple):
     "Rates of groups and their gaps, displayed as tables and a picture."
     table: pd.DataFrame    # figures as of every evaluation, with gap, gap_low and gap_high against the reference
@@ -111,7 +111,8 @@ class Fairness(NamedTuple):
         largest = pd.DataFrame({"difference": s.metric, "value": s.value, "95 % interval": interval_dots(s.value, s.low, s.high, 0.0),
                                 "between": s.between})
         rows = t[~t.metric.str.split("@").str[0].isin(["true_positive_rate", "precision"]) & (t.slice != "Overall") & (t.slice != self.reference)]
-        rows = rows.sort_values(["metric"], kind="stable")
+        places = {name: i for i, name in enumerate([f"{r}@{x:g}" for r in RATES for x in self.thresholds])}
+        rows = rows.sort_values("metric", key=lambda column: column.map(places), kind="stable")
         gaps = pd.DataFrame({"metric": rows.metric, "group": rows.slice, "rows": rows.examples, "value": rows.value, "gap": rows.gap,
                              "95 % interval of the gap": interval_dots(rows.gap, rows.gap_low, rows.gap_high, 0.0)})
         doubt = (rows.gap_low > 0) | (rows.gap_high < 0)
@@ -129,12 +130,14 @@ class Fairness(NamedTuple):
                           rate.replace("_", " "), (0, 1), (0, 1), caption=rate.replace("_", " "))
         return found
 
-# %% ../../nbs/evaluation/44_fairness.ipynb #075920ab
+# %% ../../nbs/evaluation/44_fairness.ipynb #bc087f6c
 def _spread(values, names, metric, large):
     "Largest minus smallest in every draw, and between whom in the rows as they are."
-    column = values[large][:, :, names.index(metric)]
-    if len(column) < 2 or not np.isfinite(column[:, 0]).all(): return np.full(values.shape[1], np.nan), (0, 0)
-    return column.max(0) - column.min(0), (np.flatnonzero(large)[column[:, 0].argmax()], np.flatnonzero(large)[column[:, 0].argmin()])
+    column = values[:, :, names.index(metric)]
+    groups = np.flatnonzero(large & np.isfinite(column[:, 0]))
+    if len(groups) < 2: return np.full(values.shape[1], np.nan), (0, 0)
+    column = column[groups]
+    return column.max(0) - column.min(0), (groups[column[:, 0].argmax()], groups[column[:, 0].argmin()])
 
 def _summary(values, names, texts, large, thresholds):
     lines = []

@@ -16,7 +16,7 @@ from .finder import cut_columns, holm, row_loss
 from .rows import Rows, find_column
 from .sketches import Curve, Sketch, html_table, plot
 
-# %% ../../nbs/evaluation/42_simpson.ipynb #974f40b9
+# %% ../../nbs/evaluation/42_simpson.ipynb #5a35a81c
 def _slope(x, y, weights, strata):
     "Slope around the means of the strata, and each row's share in its error."
     total = np.maximum(np.bincount(strata, weights), 1e-300)
@@ -26,13 +26,19 @@ def _slope(x, y, weights, strata):
     slope = float(weights @ (dx * dy) / spread)
     return slope, weights * dx * (dy - slope * dx) / spread
 
+def _turned(x, y, weights, strata, overall):
+    "In how many strata the slope has the other sign."
+    total = np.maximum(np.bincount(strata, weights), 1e-300)
+    dx, dy = (v - (np.bincount(strata, weights * v) / total)[strata] for v in (x, y))
+    return int((np.bincount(strata, weights * dx * dy) * overall < 0).sum())
+
 def _p(value, error, sign=0):
     "Two-sided p of a value against 0; with a sign, one-sided that it has this sign."
     from scipy import stats
     if not error > 0: return 1.0
     return float(2 * stats.norm.sf(abs(value) / error) if not sign else stats.norm.sf(sign * value / error))
 
-# %% ../../nbs/evaluation/42_simpson.ipynb #b26a4822
+# %% ../../nbs/evaluation/42_simpson.ipynb #9242b92e
 class Trend(NamedTuple):
     "A trend overall and with a column held fixed."
     overall: float       # difference along the whole of x
@@ -67,10 +73,9 @@ def trend(
     fixed, fixed_share = _slope(x, y, weights, strata)
     errors = [float(np.sqrt(part @ part)) for part in (share, fixed_share, share - fixed_share)]
     if not np.isfinite([overall, fixed]).all(): return None
-    slopes = [_slope(x[strata == z], y[strata == z], weights[strata == z], np.zeros((strata == z).sum(), int))[0] for z in np.flatnonzero(used)]
     real, a, b = _p(overall, errors[0]), 1.96 * errors[0], 1.96 * errors[1]
     return Trend(overall, overall - a, overall + a, fixed, fixed - b, fixed + b, max(real, _p(fixed, errors[1], -np.sign(overall))),
-                 max(real, _p(overall - fixed, errors[2])), int(used.sum()), int(sum(s * overall < 0 for s in slopes)), len(x))
+                 max(real, _p(overall - fixed, errors[2])), int(used.sum()), _turned(x, y, weights, strata, overall), len(x))
 
 # %% ../../nbs/evaluation/42_simpson.ipynb #21d006ae
 def _outcomes(rows, loss):
@@ -95,7 +100,7 @@ def _along(cut, values):
         for j in range(i + 1, len(names)):
             yield f"{names[j]} against {names[i]}", np.where(codes == j, 1.0, np.where(codes == i, 0.0, np.nan))
 
-# %% ../../nbs/evaluation/42_simpson.ipynb #9e452bc8
+# %% ../../nbs/evaluation/42_simpson.ipynb #4ba167e7
 class Reversals(NamedTuple):
     "Trends that turn or vanish, displayed as a table with pictures."
     table: pd.DataFrame  # one row a trend, `kind` "turns" or "vanishes", see `find_reversals`
@@ -116,7 +121,7 @@ class Reversals(NamedTuple):
         if not len(t): return html_table(pd.DataFrame({f"no trend turns, {self.looked} looked at": []}))
         def span(low, high): return [f"{a:+.3f} to {b:+.3f}" for a, b in zip(low, high, strict=True)]
         shown = pd.DataFrame({"outcome": t.outcome, "along": t.column, "difference": t.trend, "overall": t.overall, "95 %": span(t.low, t.high),
-                              "held fixed": t.held, "then": t.fixed, "95 % ": span(t.fixed_low, t.fixed_high), "": t.kind,
+                              "held fixed": t.held, "then": t.fixed, "95 % ": span(t.fixed_low, t.fixed_high), "so it": t.kind,
                               "turned in": [f"{a} of {b}" for a, b in zip(t.turned, t.strata, strict=True)], "q": t.q})
         rest = f"; {len(self.table) - most} more are not shown" if len(self.table) > most else ""
         head = f"Trends that turn or vanish when a column is held fixed ({self.looked} looked at{rest})"

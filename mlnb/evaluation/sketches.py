@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/evaluation/40_sketches.ipynb #893a8d7a
-COLOURS = ("var(--s0,#2f86c6)", "var(--s1,#d9691e)", "var(--s2,#1d9a72)", "var(--s3,#b565a0)", "var(--s4,#b0821c)")
+# %% ../../nbs/evaluation/40_sketches.ipynb #e19b590d
+COLOURS = ("var(--s0,#2f86c6)", "var(--s1,#d9691e)", "var(--s2,#1d9a72)", "var(--s3,#b565a0)", "var(--s4,#b0821c)",
+           "var(--s5,#4fa9dc)", "var(--s6,#8373c4)", "var(--s7,#7c8790)")
 
 class Sketch:
     "A piece of HTML that displays itself; `a + b` is one below the other."
@@ -49,17 +50,17 @@ def figure_text(
     if value and abs(value) < 0.0005: return f"{value:{sign}.1e}"
     return f"{value:{sign},.3f}" if abs(value) < 10 else f"{value:{sign},.4g}" if abs(value) < 1e4 else f"{value:{sign},.0f}"
 
-# %% ../../nbs/evaluation/40_sketches.ipynb #d69fdda2
+# %% ../../nbs/evaluation/40_sketches.ipynb #6d3ffa3d
 def _cell(value, tag, signed):
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
     inner = value.html if isinstance(value, Sketch) else escape(figure_text(value, signed))
-    wrap = "white-space:nowrap;text-align:right" if number else "white-space:normal;text-align:left;max-width:34em;overflow-wrap:anywhere"
+    wrap = "white-space:nowrap;text-align:right" if number else "white-space:normal;text-align:left;max-width:34em;overflow-wrap:break-word"
     return f'<{tag} style="{_CELL}{wrap}">{inner}</{tag}>'
 
 def _row(values, names, signed, look):
     return f'<tr style="background:none{look}">' + "".join(_cell(v, "td", n in signed) for v, n in zip(values, names, strict=True)) + "</tr>"
 
-# %% ../../nbs/evaluation/40_sketches.ipynb #5770665b
+# %% ../../nbs/evaluation/40_sketches.ipynb #bba57394
 def html_table(
     frame:pd.DataFrame,                 # what to show; column names are the headings
     caption:str="",                     # a line above
@@ -72,7 +73,7 @@ def html_table(
     for i, name in enumerate(frame.columns):
         number = len(frame) and all(isinstance(v, int | float | np.number) for v in frame.iloc[:, i])
         side = "right" if number else "left"
-        heads.append(f'<th style="{_CELL}text-align:{side};opacity:.75;font-weight:400">{escape(str(name))}</th>')
+        heads.append(f'<th style="{_CELL}text-align:{side};opacity:.75;font-weight:400;max-width:34em">{escape(str(name))}</th>')
     greys, bolds = np.zeros(len(frame), bool) if grey is None else grey, np.zeros(len(frame), bool) if bold is None else bold
     looks = [(";opacity:.55" if g else "") + (";font-weight:600" if b else "") for g, b in zip(greys, bolds, strict=True)]
     lines = [_row([frame.iat[i, j] for j in range(frame.shape[1])], frame.columns, signed, look) for i, look in enumerate(looks)]
@@ -118,7 +119,7 @@ class Curve(NamedTuple):
     high: Sequence[float] = () # (n,) upper ends
     form: str = "line"         # "line", "points" or "both"
 
-# %% ../../nbs/evaluation/40_sketches.ipynb #64a12e32
+# %% ../../nbs/evaluation/40_sketches.ipynb #a8f9c265
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 460, 300, 52, 12, 10, 40
 
 def _ticks(low, high):
@@ -157,9 +158,11 @@ def _drawn(curve, place, colour):
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in spots)
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
     if len(curve.low) and curve.form == "line":
-        edge = [place(a, b) for a, b in zip(x[good], np.asarray(curve.low, float)[good], strict=True)]
-        edge += [place(a, b) for a, b in zip(x[good], np.asarray(curve.high, float)[good], strict=True)][::-1]
-        parts.append(f'<path d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in edge if math.isfinite(b))}Z" fill="{colour}" fill-opacity=".18"/>')
+        low, high = np.asarray(curve.low, float)[good], np.asarray(curve.high, float)[good]
+        known = np.isfinite(low) & np.isfinite(high)
+        edge = [place(a, b) for a, b in zip(x[good][known], low[known], strict=True)]
+        edge += [place(a, b) for a, b in zip(x[good][known], high[known], strict=True)][::-1]
+        if edge: parts.append(f'<path d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in edge)}Z" fill="{colour}" fill-opacity=".18"/>')
     elif len(curve.low):
         for a, low, high in zip(x[good], np.asarray(curve.low)[good], np.asarray(curve.high)[good], strict=True):
             if not math.isfinite(low) or not math.isfinite(high): continue
@@ -168,7 +171,7 @@ def _drawn(curve, place, colour):
     if curve.form != "line": parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.2" fill="{colour}"/>' for a, b in spots]
     return parts
 
-# %% ../../nbs/evaluation/40_sketches.ipynb #bb56cc3d
+# %% ../../nbs/evaluation/40_sketches.ipynb #0d6bb6ec
 def plot(
     curves:Sequence[Curve],                       # what to draw, first on the bottom
     x_label:str="",                               # under the x axis
@@ -192,7 +195,7 @@ def plot(
         parts.append(f'<path d="M{"L".join(f"{place(t, t)[0]:.1f} {place(t, t)[1]:.1f}" for t in ends)}" {dashes}/>')
     if math.isfinite(level): parts.append(f'<path d="M{_LEFT} {place(0, level)[1]:.1f}H{_W - _RIGHT}" {dashes}/>')
     for i, curve in enumerate(curves): parts += _drawn(curve, place, COLOURS[i % len(COLOURS)])
-    words = "".join(f'<span style="white-space:nowrap;margin-right:1.2em"><span style="color:{COLOURS[i % len(COLOURS)]}">●</span> '
+    words = " ".join(f'<span style="white-space:nowrap;margin-right:1.2em"><span style="color:{COLOURS[i % len(COLOURS)]}">●</span> '
                     f'{escape(c.name)}</span>' for i, c in enumerate(curves))
     head = f'<div style="font-weight:600;padding:.4em 0">{escape(caption)}</div>' if caption else ""
     return Sketch(f'<div style="display:inline-block;vertical-align:top;max-width:{_W}px;margin-right:1em">{head}'
