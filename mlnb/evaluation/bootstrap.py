@@ -46,7 +46,7 @@ def jackknife_draws(
     dealt = np.random.default_rng(seed).permutation(units) % groups
     yield (dealt[:, None] != np.arange(groups)).astype(float)
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #e922d653
+# %% ../../nbs/evaluation/05_bootstrap.ipynb #43cbcb20
 def percentile_intervals(
     samples:np.ndarray,   # (..., samples) figures; NaN where a sample left them undefined
     level:float=0.95,     # share of samples inside, in (0, 1)
@@ -58,7 +58,8 @@ def percentile_intervals(
     for share in ((1 - level) / 2, (1 + level) / 2):
         place = np.maximum(good - 1, 0) * share
         below = np.floor(place).astype(int)
-        low, high = (np.take_along_axis(ordered, i[..., None], -1)[..., 0] for i in (below, np.minimum(below + 1, np.maximum(good - 1, 0))))
+        above = np.minimum(below + 1, np.maximum(good - 1, 0))
+        low, high = (np.take_along_axis(ordered, i[..., None], -1)[..., 0] for i in (below, above))
         ends.append(low + (high - low) * (place - below))
     enough = (good > 0) & (good >= 0.9 * samples.shape[-1])
     return np.where(enough[..., None], np.stack(ends, axis=-1), np.nan)
@@ -144,7 +145,7 @@ def paired_difference(
     figures = [metric_value(metric, labels, one, task, threshold, **given) for one in (scores, other)]
     return Difference(metric, sign * (figures[0] - figures[1]), *interval(sign * (drawn[0] - drawn[1]), level))
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #2a22cabb
+# %% ../../nbs/evaluation/05_bootstrap.ipynb #63778d7d
 def sampled_intervals(
     measured:Sequence[Measured],   # groups, in as many groupings as there are, of the same rows
     method:str="bootstrap",        # "bootstrap" or "jackknife"
@@ -156,7 +157,8 @@ def sampled_intervals(
     if method not in ("bootstrap", "jackknife"):
         raise EvaluationError(f"no intervals '{method}'", expected="bootstrap, jackknife or none")
     units = measured[0].unit_count
-    draws = jackknife_draws(units, min(20, max(units, 2)), seed) if method == "jackknife" else poisson_draws(units, count, seed)
+    draws = poisson_draws(units, count, seed)
+    if method == "jackknife": draws = jackknife_draws(units, min(20, max(units, 2)), seed)
     blocks = [[one.figures(weights) for one in measured] for weights in draws]
     found = []
     for k, one in enumerate(measured):

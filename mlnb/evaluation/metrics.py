@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['AVERAGED', 'METRICS', 'MAIN_METRIC', 'metric_names', 'direction', 'Measured', 'bare_rows', 'metric_value']
 
-# %% ../../nbs/evaluation/04_metrics.ipynb #0fbaa5dd
+# %% ../../nbs/evaluation/04_metrics.ipynb #dc2d5dd9
 import re
 from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from ..errors import EvaluationError
 from .rows import Rows
-from .tallies import Order, Tally, precision_recall_areas, ratio, roc_areas
+from .tallies import Order, Tally, ratio, sort_scores
 
 # %% ../../nbs/evaluation/04_metrics.ipynb #f27e0d6d
 _RATES = {  # metric -> counts above and below the line, as functions of (tn, fp, fn, tp)
@@ -75,7 +75,7 @@ def direction(
     lower = ("_error", "crossentropy", "loss", "false_positive_rate", "false_negative_rate", "min_label_position")
     return -1 if name.endswith(lower) else 1
 
-# %% ../../nbs/evaluation/04_metrics.ipynb #dab007b1
+# %% ../../nbs/evaluation/04_metrics.ipynb #7e6304a8
 def _log_loss(y, s):
     s = np.clip(s, 1e-7, 1 - 1e-7)
     return -np.log(np.where(y, s, 1 - s))
@@ -90,7 +90,7 @@ class _Classified:
     "Figures of classifiers for disjoint groups."
 
     def __init__(self, rows, codes, count, thresholds, wanted, orders):
-        self.rows, self.count, self.wanted, self.task, self.codes = rows, count, wanted, rows.task, codes
+        self.rows, self.count, self.task, self.codes = rows, count, rows.task, codes
         self.unit_count, self.own = len(codes), np.flatnonzero(codes >= 0)
         self.scores = rows.scores.reshape(len(codes), -1)
         self.columns = self.scores.shape[1]
@@ -117,14 +117,14 @@ class _Classified:
 
     def _curves(self, orders):
         "By column, and where there are several one for all of them together; sorting is done once for all groupings."
-        found, all_of_them = [], [(k, self.scores[:, k], self.y[:, k]) for k in range(self.columns)]
-        if self.columns > 1: all_of_them.append(("pooled", self.scores.ravel(), self.y.ravel()))
-        for key, scores, y in all_of_them:
-            if key not in orders: orders[key] = np.argsort(scores)
+        of_columns = [(k, self.scores[:, k], self.y[:, k]) for k in range(self.columns)]
+        if self.columns > 1: of_columns.append((self.columns, self.scores.ravel(), self.y.ravel()))
+        for key, scores, y in of_columns:
+            if key in orders: continue
             times = len(scores) // self.unit_count
-            parts = [np.repeat(part, times) for part in (self.rows.weights, np.arange(self.unit_count), self.codes)]
-            found.append(Order(scores, y, *parts, orders[key], self.count, self.unit_count))
-        return found
+            orders[key] = sort_scores(scores, y, np.repeat(self.rows.weights, times),
+                                      np.repeat(np.arange(self.unit_count), times))
+        return [Order(orders[key], self.codes, self.count) for key, _, _ in of_columns]
 
     def figures(self, draws=None):
         sums = {name: tally.sums(draws) for name, tally in self.sums.items()}
@@ -150,10 +150,9 @@ class _Classified:
 
     def _areas(self, shares, draws):
         if not self.curves: return {}
-        areas = [curve.areas(roc_areas, draws) for curve in self.curves]
-        if self.task != "binary": return self._averages("auc", np.stack(areas[:-1], axis=1), areas[-1], shares, "")
-        if "auc_precision_recall" not in self.wanted: return {"auc": areas[0]}
-        return {"auc": areas[0], "auc_precision_recall": self.curves[0].areas(precision_recall_areas, draws)}
+        areas = [curve.areas(draws) for curve in self.curves]
+        if self.task == "binary": return {"auc": areas[0][0], "auc_precision_recall": areas[0][1]}
+        return self._averages("auc", np.stack([roc for roc, _ in areas[:-1]], axis=1), areas[-1][0], shares, "")
 
     def _averages(self, name, values, pooled, shares, end):
         "Per class and averaged; `values` and `shares` are (groups, columns, samples)."
@@ -237,7 +236,7 @@ class _Ranked:
         return {"example_count": self.weight.sums(draws)} | {
             name: ratio(sums.sums(draws), matched) for name, sums in self.sums.items()}
 
-# %% ../../nbs/evaluation/04_metrics.ipynb #bc28004f
+# %% ../../nbs/evaluation/04_metrics.ipynb #ab330cd9
 class Measured:
     "Figures of disjoint groups of rows."
 
@@ -251,7 +250,7 @@ class Measured:
         orders:dict|None=None,          # what was sorted for other groups of the same rows, kept here; None: nothing
     ) -> None:
         self.names = list(wanted) or metric_names(rows.task, rows.classes, thresholds)
-        kind = {"regression": _Fitted, "ranking": _Ranked}.get(rows.task, _Classified)
+        kind: type = {"regression": _Fitted, "ranking": _Ranked}.get(rows.task, _Classified)
         self._of_task = kind(rows, codes, count, thresholds, self.names, {} if orders is None else orders)
         self.unit_count = self._of_task.unit_count   # rows, or queries of a ranking: what a sample draws
 
