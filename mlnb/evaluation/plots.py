@@ -91,7 +91,7 @@ def bars(
     low = HEIGHT - LOW
     return f'<path d="M{LEFT} {low}{path}L{WIDTH - RIGHT} {low}Z" fill="{INK[colour]}" fill-opacity=".35" stroke="{INK[colour]}"/>'
 
-# %% ../../nbs/evaluation/33_plots.ipynb #73dbd615
+# %% ../../nbs/evaluation/33_plots.ipynb #2499ea4a
 def chart(
     frame:Frame,     # axes
     title:str,       # plain text, stands above
@@ -100,7 +100,8 @@ def chart(
     words:str="",    # what there is to see, for those who do not see it; "" is the title
 ) -> str:            # a <figure>
     "A chart as a picture that a script can open."
-    ends = " ".join(f'data-{axis}="{low!r} {high!r}"' for axis, (low, high) in (("x", frame.x), ("y", frame.y)))
+    sides = {"x": frame.x, "y": frame.y, "across": (LEFT, WIDTH - RIGHT), "up": (HEIGHT - LOW, TOP)}
+    ends = " ".join(f'data-{side}="{float(low)!r} {float(high)!r}"' for side, (low, high) in sides.items())
     svg = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" {ends} '
            f'font-family="system-ui,sans-serif" font-size="12" fill="{INK["soft"]}">{_axes(frame)}<g>{still}</g><g class="marks">{marks}</g></svg>')
     return (f'<figure data-plot="{text(frame.name)}"><figcaption>{text(title)}</figcaption>'
