@@ -108,7 +108,7 @@ def _sheet():
     return (f":root{{{light}}}@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
             f":root[data-theme=dark]{{{dark}}}@media print{{:root,:root[data-theme]{{{light}}}}}{_BASE}{_TYPE}{_FRAME}{_PARTS}{_PRINT}")
 
-# %% ../nbs/27_design.ipynb #9d1278c0
+# %% ../nbs/27_design.ipynb #9ff7d985
 _THEME = """
 (() => {
   const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)");
@@ -147,6 +147,7 @@ _BASICS = """
       c !== false && c !== ""));
   mlnb.bag = o => Object.assign(Object.create(null), o);
   mlnb.plain = s => String(s).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  mlnb.read = id => JSON.parse(document.getElementById(id).textContent);
   const power = (v, d) => { const [m, e] = v.toExponential(d - 1).split("e");
     return (m.includes(".") ? m.replace(/\\.?0+$/, "") : m) + "e" + Number(e); };
   mlnb.number = (v, d = 4) => {
@@ -167,7 +168,6 @@ _SHARED = """
   mlnb.selected = ids => [...mlnb.selections.values()].find(s => ids.some(id => s.known.has(id))) ||
     {visible: ids, selected: [], hidden: [], colours: mlnb.bag(Object.fromEntries(ids.slice(0, 8).map((id, i) =>
           [id, i])))};
-  mlnb.read = id => JSON.parse(document.getElementById(id).textContent);
   mlnb.css = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
   mlnb.whenSeen = (box, draw) => {
     let dirty = true, seen = false;

@@ -22,7 +22,8 @@ from .shown import shown
 from .rendered import plotly_figure
 from .safe_html import drawing, safe_html
 from .tracked import seconds_of
-from .verdict import is_slice_table, is_verdict
+from .verdict import is_slice_table
+from ..verdicts import is_verdict
 
 # %% ../../nbs/tracking/58_stages_html.ipynb #2c0e4164
 _LOOKS = """
