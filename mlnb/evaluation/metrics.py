@@ -75,7 +75,7 @@ def direction(
     lower = ("_error", "crossentropy", "loss", "false_positive_rate", "false_negative_rate", "min_label_position")
     return -1 if name.endswith(lower) else 1
 
-# %% ../../nbs/evaluation/04_metrics.ipynb #7e6304a8
+# %% ../../nbs/evaluation/04_metrics.ipynb #6e9f0b39
 def _log_loss(y, s):
     s = np.clip(s, 1e-7, 1 - 1e-7)
     return -np.log(np.where(y, s, 1 - s))
@@ -98,9 +98,9 @@ class _Classified:
         self.y = y.reshape(self.scores.shape)
         others = {f"@{_plain(t)}": t for t in thresholds} if self.task != "multiclass" else {}
         self.outcomes = {end: self._outcomes(t) for end, t in {"": rows.threshold, **others}.items()}
-        losses = _losses(self.task, rows.labels, rows.scores) if any("crossentropy" in name for name in wanted) else 0.0
-        self.sums = {"loss": self._sum(losses), "weight": self._sum(1.0)}
-        if self.task == "binary": self.sums["score"] = self._sum(rows.scores)
+        if "terms" not in orders: orders["terms"] = self._terms()
+        self.sums = {name: Tally(codes[self.own], values[self.own], self.own, (count,), self.unit_count)
+                     for name, values in orders["terms"].items()}
         self.curves = self._curves(orders) if any(name.startswith("auc") for name in wanted) else []
 
     def _outcomes(self, threshold):
@@ -111,9 +111,11 @@ class _Classified:
         return Tally(cells.ravel(), self.rows.weights[self.own].repeat(self.columns), self.own.repeat(self.columns),
                      (self.count, self.columns, 4), self.unit_count)
 
-    def _sum(self, values):
-        weighted = (self.rows.weights * values)[self.own]
-        return Tally(self.codes[self.own], weighted, self.own, (self.count,), self.unit_count)
+    def _terms(self):
+        "What is summed beside the outcomes, the same for all groupings."
+        terms = {"loss": _losses(self.task, self.rows.labels, self.rows.scores), "weight": 1.0}
+        if self.task == "binary": terms["score"] = self.rows.scores
+        return {name: self.rows.weights * values for name, values in terms.items()}
 
     def _curves(self, orders):
         "By column, and where there are several one for all of them together; sorting is done once for all groupings."
