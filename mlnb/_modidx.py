@@ -925,7 +925,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlnb.evaluation.where._known': ('evaluation/where.html#_known', 'mlnb/evaluation/where.py'),
                                        'mlnb.evaluation.where._like': ('evaluation/where.html#_like', 'mlnb/evaluation/where.py'),
                                        'mlnb.evaluation.where._missing': ('evaluation/where.html#_missing', 'mlnb/evaluation/where.py'),
-                                       'mlnb.evaluation.where._of_table': ('evaluation/where.html#_of_table', 'mlnb/evaluation/where.py'),
+                                       'mlnb.evaluation.where._of': ('evaluation/where.html#_of', 'mlnb/evaluation/where.py'),
                                        'mlnb.evaluation.where._reader': ('evaluation/where.html#_reader', 'mlnb/evaluation/where.py'),
                                        'mlnb.evaluation.where._tokens': ('evaluation/where.html#_tokens', 'mlnb/evaluation/where.py'),
                                        'mlnb.evaluation.where.read_where': ('evaluation/where.html#read_where', 'mlnb/evaluation/where.py'),

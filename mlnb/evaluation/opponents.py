@@ -23,7 +23,7 @@ def _shares(scores):
     with np.errstate(invalid="ignore", divide="ignore"): shares = scores / total
     return np.where(total > 0, shares, 1 / scores.shape[1])
 
-# %% ../../nbs/evaluation/26_opponents.ipynb #181e0a29
+# %% ../../nbs/evaluation/26_opponents.ipynb #cdda28e2
 def heuristic_scores(
     rows:Rows,                  # test rows
     rule:str|dict[str, str],    # an expression of columns, see `mlnb.evaluation.where`; {class: expression} for several
@@ -33,7 +33,7 @@ def heuristic_scores(
     if many != isinstance(rule, dict) or (many and set(rule) - set(rows.classes)):
         raise EvaluationError("the heuristic does not fit the task", got=repr(rule),
                               expected="{class: expression} of " + ", ".join(rows.classes) if many else "one expression")
-    if not many:
+    if isinstance(rule, str):
         scores = _filled(values_of(rows.frame, rule).to_numpy(), rule)
         return np.clip(scores, 0, 1) if rows.task == "binary" else scores
     columns = [_filled(values_of(rows.frame, rule[c]).to_numpy(), rule[c]) if c in rule else np.zeros(len(rows.frame))

@@ -40,7 +40,7 @@ def _column(series):
     texts = np.array([*map(plain_text, distinct), ""], object)
     return _Value("text", texts[codes], missing)
 
-# %% ../../nbs/evaluation/06_where.ipynb #2a4c8e7e
+# %% ../../nbs/evaluation/06_where.ipynb #3e2de2ce
 _COMPARISONS: dict[str, Callable] = {"=": operator.eq, "==": operator.eq, "!=": operator.ne, "<>": operator.ne, "<": operator.lt,
                 "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _ARITHMETIC: dict[str, Callable] = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
@@ -100,7 +100,7 @@ class Operations(NamedTuple):
 
 NUMPY = Operations(_known, _compare, _compute, _join, _missing, _like)
 
-# %% ../../nbs/evaluation/06_where.ipynb #e1f1cb05
+# %% ../../nbs/evaluation/06_where.ipynb #74a2e9ee
 _TOKEN = re.compile(r"""\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<text>'(?:[^']|'')*')
     |(?P<name>"(?:[^"]|"")*"|`[^`]*`)|(?P<word>[^\W\d]\w*(?:\.\w+)*)|(?P<sign><=|>=|<>|!=|==|[=<>(),+*/-]))""", re.VERBOSE)
 _WORDS = {"and", "or", "not", "in", "is", "null", "between", "like", "true", "false"}
@@ -226,19 +226,19 @@ class _Reader:
         if kind not in ("name", "word"): self.fail(f"'{value}' where a value should be", "a column, a number or a text in single quotes")
         return self.column(value)
 
-# %% ../../nbs/evaluation/06_where.ipynb #7fb1c00c
+# %% ../../nbs/evaluation/06_where.ipynb #6c23451e
 def _reader(column, text, operations):
     if len(text) > 4000: raise EvaluationError("a condition is too long", got=len(text), expected="4,000 characters")
     return _Reader(column, text, operations)
 
-def _of_table(frame, text): return _reader(lambda name: _column(find_column(frame, name)), text, NUMPY)
+def _of(frame, text): return _reader(lambda name: _column(find_column(frame, name)), text, NUMPY)
 
-# %% ../../nbs/evaluation/06_where.ipynb #fb4391a3
+# %% ../../nbs/evaluation/06_where.ipynb #c7142140
 def read_where(
-    condition:str,          # at most 4,000 characters
-    column:Callable,        # name -> value of a column; raises for one that is not there
-    operations:Operations,  # what evaluates it
-) -> object:                # a value of kind "truth"
+    condition:str,                # at most 4,000 characters
+    column:Callable,              # name -> value of a column; raises for one that is not there
+    operations:Operations=NUMPY,  # what evaluates it
+) -> object:                      # a value of kind "truth"
     "Evaluate a condition with any operations; raises `EvaluationError` for one that cannot be read."
     reader = _reader(column, condition, operations)
     return reader.truth(reader.whole())
@@ -248,18 +248,17 @@ def rows_where(
     condition:str,        # such as "age > 30 and plan = 'a'", see above; at most 4,000 characters
 ) -> pd.Series:           # (n,) boolean with missing values, index of `frame`: yes, no or unknown
     "Which rows fit a condition; raises `EvaluationError` for one that cannot be read or names no column."
-    reader = _of_table(frame, condition)
-    found = reader.truth(reader.whole())
+    found = read_where(condition, lambda name: _column(find_column(frame, name)))
     values, missing = (np.broadcast_to(part, len(frame)).copy() for part in (found.values, found.missing))
     return pd.Series(pd.arrays.BooleanArray(values.astype(bool), missing), frame.index)
 
-# %% ../../nbs/evaluation/06_where.ipynb #0e385aa3
+# %% ../../nbs/evaluation/06_where.ipynb #a43b7e75
 def values_of(
     frame:pd.DataFrame,   # (n, columns) any table
     expression:str,       # a column, a calculation or a condition; at most 4,000 characters
 ) -> pd.Series:           # (n,) float, index of `frame`; NaN where it is unknown
     "What a calculation gives for each row; raises `EvaluationError` for one that cannot be read or gives no numbers."
-    reader = _of_table(frame, expression)
+    reader = _of(frame, expression)
     found = _as_number(reader.whole())
     if found.kind != "number": reader.fail(f"a {found.kind} where a number should be", "a calculation, such as `0.1 + 0.5 * (age > 30)`")
     values, missing = (np.broadcast_to(part, len(frame)) for part in (found.values, found.missing))
