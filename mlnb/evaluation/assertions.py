@@ -18,7 +18,7 @@ from .where import Operations, read_where
 from ..training.models import NUMBERS, to_inputs
 from ..training.quiet import import_quietly
 
-# %% ../../nbs/evaluation/52_assertions.ipynb #a65dd5f0
+# %% ../../nbs/evaluation/52_assertions.ipynb #a37b6b1e
 class _Part(NamedTuple):
     "A value of a condition."
     kind: str              # "number", "date", "text" or "truth"
@@ -63,9 +63,9 @@ def _operations(K):
         found = a.values(b.constant)
         return _Part("truth", found if _SIGNS[sign] == "equal" else K.logical_not(found), a.missing)
     def compute(a, sign, b, fail):
-        if {a.kind, b.kind} != {"number"}: fail(f"`{sign}` between a {a.kind} and a {b.kind}", "numbers")
+        if not {a.kind, b.kind} <= {"number", "truth"}: fail(f"`{sign}` between a {a.kind} and a {b.kind}", "numbers")
         name = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}[sign]
-        with np.errstate(all="ignore"): found = getattr(K, name)(a.values, b.values)
+        with np.errstate(all="ignore"): found = getattr(K, name)(number(a), number(b))
         constant = None if a.constant is None or b.constant is None else float(found)
         return _Part("number", found if constant is None else np.float32(found),
                      either(either(a.missing, b.missing), K.logical_not(K.isfinite(found))), constant)
