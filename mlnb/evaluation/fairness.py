@@ -15,7 +15,7 @@ from ..errors import EvaluationError
 from .bootstrap import interval
 from .rows import Rows, find_column
 from .sketches import Curve, Sketch, html_table, interval_dots, plot
-from .slices import slice_values
+from .slicing import slice_values
 
 # %% ../../nbs/evaluation/44_fairness.ipynb #94bf2a8e
 def one_class(

@@ -16,7 +16,7 @@ import pandas as pd
 from ..errors import EvaluationError
 from .rows import Rows, find_column
 from .sketches import Sketch, html_table, interval_dots
-from .slices import slice_values
+from .slicing import slice_values
 
 # %% ../../nbs/evaluation/41_finder.ipynb #36cb89f1
 def _cross_entropy(truth, scores):

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['Trend', 'trend', 'Reversals', 'find_reversals', 'model_reversals']
 
-# %% ../../nbs/evaluation/42_simpson.ipynb #d00d1306
+# %% ../../nbs/evaluation/42_simpson.ipynb #6dd1033d
 from collections.abc import Sequence
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..errors import EvaluationError
-from .bootstrap import MAIN_METRIC, METRICS, direction, interval
+from .bootstrap import interval, poisson_draws
 from .finder import cut_columns, holm, row_loss
+from .metrics import MAIN_METRIC, METRICS, Measured, direction
 from .rows import Rows, find_column
 from .sketches import Curve, Sketch, html_table, plot
 
@@ -187,29 +188,31 @@ def _judged(lines, level):
                          q=np.where(turns < level, turns, changes)).drop(columns=["p_turns", "p_changes"])
     return table[table.kind != ""].sort_values(["kind", "q"], kind="stable", ignore_index=True)
 
-# %% ../../nbs/evaluation/42_simpson.ipynb #7518aae3
-def _within(function, labels, scores, weights, strata, threshold):
-    "The metric in each stratum on every resampled test set, averaged by rows."
-    total, share = np.zeros(len(weights)), 0
+# %% ../../nbs/evaluation/42_simpson.ipynb #469734a9
+def _figures(rows, metric, mask, draws):
+    "The metric of some rows: as they are, then on every resampled test set."
+    some = rows._replace(frame=rows.frame[mask], labels=rows.labels[mask], scores=rows.scores[mask], weights=rows.weights[mask])
+    measured = Measured(some, np.zeros(int(mask.sum()), int), 1, (), [metric])
+    return np.r_[measured.figures()[metric][0], measured.figures(draws[mask])[metric][0]]
+
+def _within(rows, metric, draws, strata):
+    "The metric in each stratum, averaged by rows."
+    total, share = np.zeros(draws.shape[1] + 1), 0
     for stratum in np.unique(strata):
         mask = strata == stratum
-        if len(np.unique(labels[mask])) < 2: continue
-        value = function(labels[mask], scores[mask], weights[:, mask], threshold)
-        total, share = total + np.nan_to_num(value) * mask.sum(), share + mask.sum()
-    return total / share if share else np.full(len(weights), np.nan)
+        if len(np.unique(rows.labels[mask])) < 2: continue
+        total, share = total + np.nan_to_num(_figures(rows, metric, mask, draws)) * mask.sum(), share + mask.sum()
+    return total / share if share else np.full(len(total), np.nan)
 
 def _drawn(rows, other, metric, strata, count, seed):
     "Overall and within differences: the rows as they are first, then resampled."
-    function, sign = METRICS[rows.task][metric], direction(metric) or 1
-    drawn = np.random.default_rng(seed).poisson(1.0, (count, len(rows.labels))) * rows.weights
-    weights = np.vstack([rows.weights, drawn])
-    def one(scores):
-        return (function(rows.labels, scores, weights, rows.threshold),
-                _within(function, rows.labels, scores, weights, strata, rows.threshold))
-    mine, theirs = one(rows.scores), one(np.asarray(other, float))
+    sign, everybody = direction(metric) or 1, np.ones(len(rows.labels), bool)
+    draws = np.concatenate(list(poisson_draws(len(rows.labels), count, seed)), axis=1)
+    both = [rows, rows._replace(scores=np.asarray(other, float))]
+    mine, theirs = [(_figures(one, metric, everybody, draws), _within(one, metric, draws, strata)) for one in both]
     return [sign * (a - b) for a, b in zip(mine, theirs, strict=True)]
 
-# %% ../../nbs/evaluation/42_simpson.ipynb #23d83820
+# %% ../../nbs/evaluation/42_simpson.ipynb #9b944652
 def model_reversals(
     rows:Rows,             # checked test rows of a binary, multiclass or regression task, with the model's scores
     other:np.ndarray,      # scores of the model it is compared with, same rows, same shape
@@ -220,9 +223,9 @@ def model_reversals(
     seed:int=0,            # draws the test sets
 ) -> pd.DataFrame:         # one row a column: overall, low, high, within, within_low, within_high, turns
     "Is the model better overall and worse within, or the other way round? Positive is better."
-    if metric not in ("", *METRICS.get(rows.task, {})) or rows.task not in METRICS or np.shape(other) != rows.scores.shape:
+    if metric not in ("", *METRICS[rows.task]) or rows.task == "ranking" or np.shape(other) != rows.scores.shape:
         raise EvaluationError("these models cannot be compared", got=f"{rows.task}, metric '{metric}', scores {np.shape(other)}",
-                              expected=f"scores {rows.scores.shape}, metric of: " + ", ".join(METRICS.get(rows.task, {})))
+                              expected=f"scores {rows.scores.shape}, metric of: " + ", ".join(METRICS[rows.task]))
     lines, (cut, _) = [], cut_columns(rows, held, max_values)
     for name in cut:
         overall, within = _drawn(rows, other, metric or MAIN_METRIC[rows.task], cut[name].cat.codes.to_numpy(), count, seed)
