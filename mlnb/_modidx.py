@@ -3963,5 +3963,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlnb.training.tuning.tune': ('training/tuning.html#tune', 'mlnb/training/tuning.py')},
             'mlnb.verdicts': { 'mlnb.verdicts._checks': ('verdicts.html#_checks', 'mlnb/verdicts.py'),
                                'mlnb.verdicts._figure': ('verdicts.html#_figure', 'mlnb/verdicts.py'),
+                               'mlnb.verdicts._folded': ('verdicts.html#_folded', 'mlnb/verdicts.py'),
                                'mlnb.verdicts.is_verdict': ('verdicts.html#is_verdict', 'mlnb/verdicts.py'),
                                'mlnb.verdicts.verdict_html': ('verdicts.html#verdict_html', 'mlnb/verdicts.py')}}}

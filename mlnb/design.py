@@ -294,12 +294,12 @@ def _themes(where):
     return (f"{light}@media (prefers-color-scheme:dark){{{dark}}}"
             + "".join(f"{rule}{{{_variables(name)}}}" for name, rule in rules.items()))
 
-# %% ../nbs/27_design.ipynb #8a357558
+# %% ../nbs/27_design.ipynb #5cdd732d
 def embed(
     piece:str,  # HTML of this package, with its styles, data and scripts; what it shows without scripts is shown anywhere
 ) -> str:       # HTML for a notebook's output
     "A piece of a page, inside a notebook, without a frame."
     body, pieces = _collected(piece)
-    sheet = f"<style>{_themes('.mlnb.mlnb')}.mlnb.mlnb{{{_NOTEBOOK}{_TYPE}{_PARTS}}}</style>"
+    sheet = f"<style>{_themes('.mlnb.mlnb')}.mlnb.mlnb{{{_TYPE}{_PARTS}{_NOTEBOOK}}}</style>"
     return (f'<div class="mlnb">{sheet}{"".join(pieces["style"])}{body}{"".join(pieces["data"])}{script(_BASICS)}'
             f'{"".join(pieces["script"])}</div>')

@@ -9,7 +9,7 @@ __all__ = ['is_verdict', 'verdict_html']
 from collections.abc import Mapping, Sequence
 from .markup import badge, number, text
 
-# %% ../nbs/28_verdicts.ipynb #51fe7ed4
+# %% ../nbs/28_verdicts.ipynb #68908790
 def is_verdict(
     value:object,  # of a scrap
 ) -> bool:         # a dictionary with "blessed" and "checks"
@@ -25,12 +25,16 @@ def verdict_html(
     skipped = "".join(f"<li>{text(line)}</li>" for line in verdict.get("skipped", ()))
     parts = [f'<p>{badge("blessed" if verdict["blessed"] else "not blessed")} {len(held)} of {len(checks)} checks held'
              + (f" on {int(verdict['examples']):,} test rows" if verdict.get("examples") else "") + ".</p>"]
-    if failed: parts.append(f'<div class="note bad"><strong>What failed</strong>{_checks(failed)}</div>')
+    if failed: parts.append(f'<div class="note bad"><strong>What failed</strong>{_checks(failed[:_FIRST])}{_folded(failed[_FIRST:])}</div>')
     if held: parts.append(f"<details{' open' if len(held) <= 6 else ''}><summary>{len(held)} checks that held</summary>{_checks(held)}</details>")
     if skipped: parts.append(f"<details><summary>{len(verdict['skipped'])} not judged</summary><ul>{skipped}</ul></details>")
     return "".join(parts)
 
-# %% ../nbs/28_verdicts.ipynb #a9dceb14
+# %% ../nbs/28_verdicts.ipynb #3dd20e84
+_FIRST = 15  # failures in sight; sixty slices that fail are one finding
+
+def _folded(checks): return f"<details><summary>{len(checks)} more that failed</summary>{_checks(checks)}</details>" if checks else ""
+
 def _figure(value): return number(value) if isinstance(value, int | float) else "not defined" if value is None else str(value)
 
 def _checks(checks: Sequence[Mapping]):

@@ -170,7 +170,7 @@ def worst_first(
     pairs = [(gap(one), one) for one in known["slices"] if one["by"] != "Overall"]
     return sorted(pairs, key=lambda pair: (math.isnan(pair[0]), pair[0]))
 
-# %% ../../nbs/evaluation/34_slice_table.ipynb #2f97d77c
+# %% ../../nbs/evaluation/34_slice_table.ipynb #3e410a2b
 MOST, _HIGH = 60, 18
 
 def _cells(known, metric, gap, one):
@@ -181,8 +181,8 @@ def _cells(known, metric, gap, one):
     few = ' <span class="soft small">few rows</span>' if one["small"] else ""
     shown_gap = f"{'−' if gap < 0 else '+'}{figure(abs(gap))}" if math.isfinite(gap) else ""
     return (f'<tr class="{"small" if one["small"] else ""}"><th scope="row" class="where">{text(one["name"])}{few}{marks}</th>'
-            f'<td class="n">{one["rows"]:,}</td><td class="n">{value}</td><td class="n soft">{between(low, high)}</td>'
-            f'<td class="n">{shown_gap}</td></tr>')
+            f'<td class="n">{one["rows"]:,}</td><td class="n">{value}</td><td class="n">{shown_gap}</td>'
+            f'<td class="n soft">{between(low, high)}</td></tr>')
 
 def _intervals(known, metric, listed):
     "A picture: a line a slice, its interval and its figure; the vertical line is everybody."
@@ -203,7 +203,7 @@ def _intervals(known, metric, listed):
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {tall}" width="640" height="{tall}" '
             f'font-family="system-ui,sans-serif" font-size="12" fill="{INK["soft"]}">{ticks}{mean}{"".join(parts)}</svg>')
 
-# %% ../../nbs/evaluation/34_slice_table.ipynb #bdb081fb
+# %% ../../nbs/evaluation/34_slice_table.ipynb #d6ab1e48
 def slices_html(
     known:Mapping,  # from `slice_data`
 ) -> str:           # HTML that stands where no script runs
@@ -215,5 +215,5 @@ def slices_html(
     lines = [_cells(known, metric, math.nan, top), *(_cells(known, metric, gap, one) for gap, one in ordered[:MOST])]
     left = f'<p class="soft">The {MOST} worst of {len(ordered):,} slices.</p>' if len(ordered) > MOST else ""
     svg = _intervals(known, metric, [top, *(one for _, one in ordered[:MOST])])
-    return (_table(["Slice", "Rows", name, "95 % interval", "Gap"], lines, "plain slices") + left
+    return (_table(["Slice", "Rows", name, "Gap", "95 % interval"], lines, "plain slices") + left
             + f'<p><img alt="{text(name)} of each slice with its interval" src="data:image/svg+xml,{quote(svg)}"></p>')

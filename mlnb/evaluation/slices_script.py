@@ -8,7 +8,7 @@ __all__ = ['LOOKS', 'HELPERS', 'SLICES_SCRIPT']
 # %% ../../nbs/evaluation/36_slices_script.ipynb #9fda617b
 from ..markup import script, style
 
-# %% ../../nbs/evaluation/36_slices_script.ipynb #08f91910
+# %% ../../nbs/evaluation/36_slices_script.ipynb #8fb1ba8d
 LOOKS = style("""
 .ev{max-width:100%}.ev .slices .where{text-align:left;white-space:normal;min-width:10rem;max-width:26rem;
   overflow-wrap:anywhere;font-weight:500}
@@ -23,25 +23,31 @@ LOOKS = style("""
 .ev .bar input[type=number]{width:5.5rem;background:var(--page);border:1px solid var(--line);border-radius:6px;
   padding:.1875rem .5625rem;min-height:2rem;font:inherit;color:inherit}
 .ev .bar input[type=search]{min-width:0;width:14rem;flex:0 1 auto}.ev .bar select{max-width:18rem}
-.ev figure{margin:.75rem 0 0;min-width:0}.ev figcaption{font-weight:600;font-size:.875rem;margin-bottom:.25rem}
+.ev figure{margin:.75rem 0 0;min-width:0}
+.ev figcaption{font-weight:600;font-size:.875rem;margin-bottom:.25rem;display:flex;
+  flex-wrap:wrap;gap:0 .75rem;overflow-wrap:anywhere}.ev figcaption .key{margin:0;font-weight:400}
 .ev .forest{position:relative}.ev .forest svg{display:block;width:100%}.ev .forest g[data-pick]{cursor:pointer}
 .ev .forest g[data-pick]:hover{stroke-width:4}.ev svg text{fill:var(--soft);font-family:inherit}
 .ev .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(18rem,100%),1fr));gap:.5rem 1.25rem}
-.ev .charts figure{max-width:28rem}.ev .charts svg,.ev .charts img{width:100%;height:auto;display:block}
+.ev .charts figure{max-width:28rem;display:flex;flex-direction:column;justify-content:flex-end}
+.ev .charts svg,.ev .charts img{width:100%;height:auto;display:block}
 .ev .key{display:flex;flex-wrap:wrap;gap:.125rem 1rem;font-size:.8125rem;margin:.25rem 0 .5rem}
+.ev .key span{overflow-wrap:anywhere}.ev .beside th,.ev .beside caption{max-width:22rem;overflow-wrap:anywhere}
 .ev .key span::before{content:"";display:inline-block;width:1rem;height:.25rem;border-radius:2px;background:var(--c);
   margin-right:.375rem;vertical-align:.2em}
 .ev .beside{display:flex;flex-wrap:wrap;gap:1rem 2.5rem;align-items:flex-start}.ev .beside>*{min-width:0}
 .ev caption{text-align:left;font-weight:600;padding-bottom:.25rem;color:inherit}
 .ev .confusion td{background:color-mix(in srgb,var(--s0) calc(var(--p)*.5),transparent);padding:.25rem .5rem;
   border:1px solid var(--page)}
-.ev .confusion th{padding-right:.5rem;font-weight:500}.ev .confusion td b{font-weight:600}
+.ev .confusion th{padding-right:.5rem;font-weight:500;min-width:3.5rem;overflow-wrap:break-word}
+.ev .beside th.n{white-space:normal;min-width:4rem}.ev .confusion td b{font-weight:600}
 .ev .confusion td button{border:0;background:none;padding:0;min-height:0;font:inherit;color:inherit}
 .ev .confusion td:has(button[aria-pressed=true]){outline:2px solid var(--accent);outline-offset:-2px}
-.ev input[type=range]{width:min(24rem,60vw)}.ev .share{display:inline-block;height:.5rem;background:var(--s0);border-radius:2px}
+.ev input[type=range]{width:min(24rem,60vw)}
+.ev .share{display:inline-block;height:.5rem;background:var(--s0);border-radius:2px}
 """)
 
-# %% ../../nbs/evaluation/36_slices_script.ipynb #708f31f9
+# %% ../../nbs/evaluation/36_slices_script.ipynb #13aef513
 HELPERS = script(r"""
 (() => {
   "use strict";
@@ -49,7 +55,7 @@ HELPERS = script(r"""
   mlnb.svg = (tag, props, ...kids) => {
     const e = document.createElementNS("http://www.w3.org/2000/svg", tag);
     for (const [k, v] of Object.entries(props || {})) if (v !== null && v !== undefined && v !== false) e.setAttribute(k, v);
-    e.append(...kids.flat().filter(c => c || c === 0));
+    e.append(...kids.flat(Infinity).filter(c => c || c === 0));
     return e;
   };
   mlnb.figure = v => {
@@ -75,12 +81,12 @@ HELPERS = script(r"""
 })();
 """)
 
-# %% ../../nbs/evaluation/36_slices_script.ipynb #fa09a812
+# %% ../../nbs/evaluation/36_slices_script.ipynb #38411e67
 _TABLE = r"""
 (() => {
   "use strict";
   const mlnb = window.mlnb, {el, fill, svg, figure, between} = mlnb, FIRST = 30, WIDE = 180;
-  const COLUMNS = [["name", "Slice"], ["rows", "Rows"], ["value", ""], [null, "95 % interval"], ["gap", "Gap"], [null, ""]];
+  const COLUMNS = [["name", "Slice"], ["rows", "Rows"], ["value", ""], ["gap", "Gap"], [null, "95 % interval"], [null, ""]];
   class Slices {
     constructor(box) {
       const data = mlnb.read(box.dataset.source);
@@ -124,15 +130,16 @@ _TABLE = r"""
       const drawn = [this.top, ...slices].map(s => [s, this.figureOf(s)]).filter(([, f]) => f);
       const sure = drawn.some(([s]) => !s.small) ? drawn.filter(([s]) => !s.small) : drawn;
       const ends = [...sure.flatMap(([, f]) => f), ...drawn.map(([, f]) => f[0])], low = Math.min(...ends), high = Math.max(...ends);
-      if (!ends.length) return [0, 1];
-      return high > low ? [low, high] : [low - 0.5, high + 0.5];
+      const room = Math.abs(low) * 0.05 || 0.05;
+      return !ends.length ? [0, 1] : high > low ? [low, high] : [low - room, high + room];
     }
     refresh() {
       const slices = this.found(), shown = this.open ? slices : slices.slice(0, FIRST), ends = this.range(slices);
       const small = slices.filter(s => s.small).length, none = slices.filter(s => !this.figureOf(s)).length;
       const way = {1: "higher is better", "-1": "lower is better", 0: "closer to everybody is better"}[this.metric.way];
-      this.told.textContent = [`${slices.length.toLocaleString("en-US")} of ${this.all.length.toLocaleString("en-US")} slices`,
-        `${this.metric.name}: ${way}`, small && `${small} with few rows, in grey`, none && `${none} without a figure, at the end`].filter(Boolean).join("; ") + ".";
+      const told = [`${slices.length.toLocaleString("en-US")} of ${this.all.length.toLocaleString("en-US")} slices`,
+        `${this.metric.name}: ${way}, a gap below 0 is worse`, small && `${small} with few rows, in grey`, none && `${none} without a figure, at the end`];
+      this.told.textContent = told.filter(Boolean).join("; ") + ".";
       const at = document.activeElement?.dataset?.key;
       this.table.replaceChildren(el("table", {className: "plain slices"}, el("thead", {}, el("tr", {}, COLUMNS.map(c => this.head(...c)))),
         el("tbody", {}, this.row(this.top, ends, "first"), shown.map(s => this.row(s, ends, s.small ? "small" : "")))));
@@ -150,16 +157,17 @@ _TABLE = r"""
           label + (on ? this.sort[1] > 0 ? " ▲" : " ▼" : "")));
     }
     row(slice, ends, look) {
-      const own = this.figureOf(slice), gap = slice === this.top ? null : this.gap(slice), all = this.figureOf(this.top);
+      const own = this.figureOf(slice), gap = slice === this.top ? null : this.gap(slice);
       const name = slice.curve < 0 || slice === this.top ? slice.name : el("button", {type: "button", title: "Show its curves",
         on: {click: () => mlnb.pickSlice(this.source, slice.curve, true)}}, slice.name);
-      const worse = gap !== null && gap < 0 && !(own[2] >= all[0] && own[1] <= all[0]);
+      const worse = this.worst(slice);
       return el("tr", {className: look, "data-slice": slice.curve}, el("th", {scope: "row", className: "where"}, name,
-          slice.small && el("span", {className: "soft small"}, " few rows"), slice.failed.map(w => [" ", el("span", {className: "badge bad"}, `✗ ${w}`)])),
+          slice.small && el("span", {className: "soft small"}, " few rows"),
+          slice.failed.flatMap(w => [" ", el("span", {className: "badge bad"}, `✗ ${w}`)])),
         el("td", {className: "n"}, slice.rows.toLocaleString("en-US")),
         own ? el("td", {className: "n"}, figure(own[0])) : el("td", {className: "n soft small"}, `not defined: ${this.metric.why}`),
-        el("td", {className: "n soft"}, between(own)),
-        el("td", {className: worse ? "n worse" : "n", title: worse ? "beyond the interval" : ""}, gap === null ? "" : (gap < 0 ? "−" : "+") + figure(Math.abs(gap))),
+        el("td", {className: worse ? "n worse" : "n", title: worse ? "beyond the interval" : ""},
+          gap === null ? "" : (gap < 0 ? "−" : "+") + figure(Math.abs(gap))), el("td", {className: "n soft"}, between(own)),
         el("td", {}, own && this.dot(slice, own, ends)));
     }
     dot(slice, own, [low, high]) {
@@ -174,17 +182,20 @@ _TABLE = r"""
       const own = this.figureOf(slice), all = this.figureOf(this.top);
       return own && all && own.length === 3 && !slice.small && this.gap(slice) < 0 && !(own[1] <= all[0] && own[2] >= all[0]);
     }
-    mark() { this.table.querySelectorAll("tr[data-slice]").forEach(r => r.classList.toggle("picked", this.picked > 0 && Number(r.dataset.slice) === this.picked)); }
+    mark() {
+      const picked = r => this.picked > 0 && Number(r.dataset.slice) === this.picked;
+      this.table.querySelectorAll("tr[data-slice]").forEach(r => r.classList.toggle("picked", picked(r)));
+    }
   }
   mlnb.wake("slices", box => new Slices(box));
 })();
 """
 
-# %% ../../nbs/evaluation/36_slices_script.ipynb #718428d3
+# %% ../../nbs/evaluation/36_slices_script.ipynb #6116863b
 _FOREST = r"""
 (() => {
   "use strict";
-  const mlnb = window.mlnb, {el, fill, svg, figure, between} = mlnb, LINE = 18, LABELLED = 60, WORST = 30, BAND = 260;
+  const mlnb = window.mlnb, {el, fill, svg, figure, between} = mlnb, LINE = 18, LABELLED = 60, WORST = 30, BAND = 260, TOP = 26;
   mlnb.Forest = class {
     constructor(owner) {
       this.owner = owner; this.kind = "intervals"; this.slices = []; this.ends = [0, 1];
@@ -206,50 +217,67 @@ _FOREST = r"""
       if (this.slices.length) fill(this.box, this.kind === "size" ? this.sizes() : this.intervals());
     }
     ink(slice) { return slice.small ? "var(--soft)" : this.owner.worst(slice) ? "var(--bad)" : "var(--s0)"; }
-    mark(slice, x, y, thick) {
-      const own = this.owner.figureOf(slice), words = `${slice.name}: ${figure(own[0])}${own.length === 3 ? ` (${between(own)})` : ""}, ${slice.rows.toLocaleString("en-US")} rows`;
-      const g = svg("g", {stroke: this.ink(slice), "stroke-width": thick, "data-pick": slice.curve >= 0 ? slice.curve : null}, svg("title", {}, words),
-        own.length === 3 && svg("path", {d: `M${x(own[1])} ${y}H${x(own[2])}`, "stroke-opacity": thick < 2 ? 0.45 : 1}),
-        svg("circle", {cx: x(own[0]), cy: y, r: thick < 2 ? 1.75 : 4, fill: this.ink(slice), stroke: "none"}));
-      if (slice.curve >= 0) g.addEventListener("click", () => mlnb.pickSlice(this.owner.source, slice.curve, true));
+    words(slice) {
+      const own = this.owner.figureOf(slice), span = own.length === 3 ? ` (${between(own)})` : "";
+      return `${slice.name}: ${figure(own[0])}${span}, ${slice.rows.toLocaleString("en-US")} rows`;
+    }
+    group(slice, props, ...kids) {
+      const can = slice.curve >= 0, g = svg("g", {stroke: this.ink(slice), "data-pick": can ? slice.curve : null, ...props},
+        svg("title", {}, this.words(slice)), kids);
+      if (can) g.addEventListener("click", () => mlnb.pickSlice(this.owner.source, slice.curve, true));
       return g;
     }
+    mark(slice, x, y, thick) {
+      const own = this.owner.figureOf(slice);
+      return this.group(slice, {"stroke-width": thick},
+        own.length === 3 && svg("path", {d: `M${x(own[1])} ${y}H${x(own[2])}`, "stroke-opacity": thick < 2 ? 0.45 : 1}),
+        svg("circle", {cx: x(own[0]), cy: y, r: thick < 2 ? 1.75 : 4, fill: this.ink(slice), stroke: "none"}));
+    }
+    scale([low, high], from, to) { return v => from + (to - from) * (Math.min(high, Math.max(low, v)) - low) / (high - low); }
+    picture(tall, words, ...kids) {
+      const name = `${this.owner.metric.name} of ${this.slices.length} slices ${words}; the table above has the same figures`;
+      return svg("svg", {viewBox: `0 0 ${this.width} ${tall}`, height: tall, role: "img", "font-size": 12, "aria-label": name}, kids);
+    }
+    everybody(x, tall) {
+      const all = this.owner.figureOf(this.owner.top);
+      if (!all) return null;
+      const band = all.length === 3 && svg("rect", {x: x(all[1]), y: 18, width: Math.max(0, x(all[2]) - x(all[1])), height: tall - 18,
+        fill: "var(--soft)", "fill-opacity": 0.18});
+      return [band, svg("path", {d: `M${x(all[0])} 18V${tall}`, stroke: "var(--soft)", "stroke-width": 1.5},
+        svg("title", {}, `Overall: ${figure(all[0])}`))];
+    }
     intervals() {
-      const many = this.slices.length > LABELLED, named = many ? this.slices.slice(0, WORST) : this.slices, rest = this.slices.slice(named.length);
-      const left = Math.min(260, this.width * 0.42), right = this.width - 14, [low, high] = this.ends;
-      const x = v => left + (right - left) * (Math.min(high, Math.max(low, v)) - low) / (high - low);
-      const step = Math.min(6, Math.max(1.2, BAND / Math.max(1, rest.length))), top = 26, band = top + named.length * LINE + (many ? 16 : 0), tall = band + rest.length * step + 6;
-      const letters = Math.floor(left / 6.6), short = s => s.length > letters ? s.slice(0, letters - 1) + "…" : s, all = this.owner.figureOf(this.owner.top);
-      const every = Math.max(1, Math.ceil(mlnb.ticks(low, high).length * 52 / (right - left)));
-      const ticks = mlnb.ticks(low, high).filter((_, i) => i % every === 0).map(v => [svg("path", {d: `M${x(v)} 18V${tall}`, stroke: "var(--line)", "stroke-opacity": 0.5}),
-        svg("text", {x: x(v), y: 12, "text-anchor": "middle", "font-size": 12}, mlnb.number(v))]);
-      const everybody = all && [all.length === 3 && svg("rect", {x: x(all[1]), y: 18, width: Math.max(0, x(all[2]) - x(all[1])), height: tall - 18, fill: "var(--soft)", "fill-opacity": 0.18}),
-        svg("path", {d: `M${x(all[0])} 18V${tall}`, stroke: "var(--soft)", "stroke-width": 1.5}, svg("title", {}, `Overall: ${figure(all[0])}`))];
-      return svg("svg", {viewBox: `0 0 ${this.width} ${tall}`, height: tall, role: "img", "aria-label": `${this.owner.metric.name} of ${this.slices.length} slices with their intervals, worst first; the table above has the same figures`},
-        ticks, everybody, named.map((s, i) => [svg("text", {x: left - 10, y: top + i * LINE + 13, "text-anchor": "end", "font-size": 12,
-          style: s.small ? "" : "fill:var(--ink)"}, short(s.name)), this.mark(s, x, top + i * LINE + 9, 2)]),
-        many && svg("text", {x: left - 10, y: band + rest.length * step / 2, "text-anchor": "end", "font-size": 12}, `${rest.length} more`),
-        rest.map((s, i) => this.mark(s, x, band + (i + 0.5) * step, 1)));
+      const many = this.slices.length > LABELLED, named = many ? this.slices.slice(0, WORST) : this.slices;
+      const rest = this.slices.slice(named.length), left = Math.min(280, this.width * 0.42), right = this.width - 20;
+      const x = this.scale(this.ends, left, right), step = Math.min(6, Math.max(1, BAND / Math.max(1, rest.length)));
+      const band = TOP + named.length * LINE + (many ? 16 : 0), tall = band + rest.length * step + 6;
+      const most = Math.floor((left - 12) / 7), half = Math.floor((most - 1) / 2);
+      const short = s => s.length > most ? `${s.slice(0, half)}…${s.slice(-half)}` : s;
+      const marks = mlnb.ticks(...this.ends), every = Math.max(1, Math.ceil(marks.length * 52 / (right - left)));
+      const ticks = marks.filter((_, i) => i % every === 0).map(v => [
+        svg("path", {d: `M${x(v)} 18V${tall}`, stroke: "var(--line)", "stroke-opacity": 0.5}),
+        svg("text", {x: x(v), y: 12, "text-anchor": "middle"}, mlnb.number(v))]);
+      const label = (words, y, ink) => svg("text", {x: left - 10, y, "text-anchor": "end", style: ink}, words);
+      return this.picture(tall, "with their intervals, worst first", ticks, this.everybody(x, tall), named.map((s, i) => [
+        label(short(s.name), TOP + i * LINE + 13, s.small ? null : "fill:var(--ink)"), this.mark(s, x, TOP + i * LINE + 9, 2)]),
+        many && label(`${rest.length} more`, band + rest.length * step / 2), rest.map((s, i) => this.mark(s, x, band + (i + 0.5) * step, 1)));
     }
     sizes() {
-      const tall = Math.min(420, Math.max(280, this.width * 0.5)), left = 52, right = this.width - 14, low = tall - 40, top = 10, [least, most] = this.ends;
-      const sizes = this.slices.map(s => Math.max(1, s.rows)), a = Math.log10(Math.min(...sizes)) - 0.05, b = Math.log10(Math.max(...sizes)) + 0.05;
-      const x = n => left + (right - left) * (Math.log10(Math.max(1, n)) - a) / (b - a), y = v => low - (low - top) * (Math.min(most, Math.max(least, v)) - least) / (most - least);
-      const powers = [1, 2, 5].flatMap(m => Array.from({length: 9}, (_, k) => m * 10 ** k)).filter(n => Math.log10(n) >= a && Math.log10(n) <= b);
-      const all = this.owner.figureOf(this.owner.top);
-      const dot = s => { const own = this.owner.figureOf(s), ink = this.ink(s), at = x(s.rows), g = svg("g", {stroke: ink, "data-pick": s.curve >= 0 ? s.curve : null},
-          svg("title", {}, `${s.name}: ${figure(own[0])}${own.length === 3 ? ` (${between(own)})` : ""}, ${s.rows.toLocaleString("en-US")} rows`),
-          own.length === 3 && svg("path", {d: `M${at} ${y(own[1])}V${y(own[2])}`, "stroke-opacity": this.slices.length > 100 ? 0.25 : 0.5}),
-          svg("circle", {cx: at, cy: y(own[0]), r: 4, fill: ink, stroke: "none"}));
-        if (s.curve >= 0) g.addEventListener("click", () => mlnb.pickSlice(this.owner.source, s.curve, true));
-        return g; };
-      return svg("svg", {viewBox: `0 0 ${this.width} ${tall}`, height: tall, role: "img", "font-size": 12, "aria-label": `${this.owner.metric.name} of ${this.slices.length} slices against their rows`},
-        svg("path", {d: `M${left} ${top}V${low}H${right}`, fill: "none", stroke: "var(--line)"}),
-        mlnb.ticks(least, most).map(v => [svg("path", {d: `M${left} ${y(v)}H${right}`, stroke: "var(--line)", "stroke-opacity": 0.4}),
+      const tall = Math.min(420, Math.max(280, this.width * 0.5)), left = 52, right = this.width - 20, low = tall - 40;
+      const logs = this.slices.map(s => Math.log10(Math.max(1, s.rows))), ends = [Math.min(...logs) - 0.05, Math.max(...logs) + 0.05];
+      const across = this.scale(ends, left, right), x = n => across(Math.log10(Math.max(1, n))), y = this.scale(this.ends, low, 10);
+      const inside = n => Math.log10(n) >= ends[0] && Math.log10(n) <= ends[1];
+      const round = Array.from({length: 27}, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3)).filter(inside);
+      const own = s => this.owner.figureOf(s), all = own(this.owner.top), faint = this.slices.length > 100 ? 0.25 : 0.5;
+      return this.picture(tall, "against their rows", svg("path", {d: `M${left} 10V${low}H${right}`, fill: "none", stroke: "var(--line)"}),
+        mlnb.ticks(...this.ends).map(v => [svg("path", {d: `M${left} ${y(v)}H${right}`, stroke: "var(--line)", "stroke-opacity": 0.4}),
           svg("text", {x: left - 6, y: y(v) + 4, "text-anchor": "end"}, mlnb.number(v))]),
-        powers.filter((n, i) => powers.length < 8 || /^1/.test(n)).map(n => svg("text", {x: x(n), y: low + 17, "text-anchor": "middle"}, n.toLocaleString("en-US"))),
+        round.filter(n => round.length < this.width / 80 || /^1/.test(n)).map(n => svg("text", {x: x(n), y: low + 17, "text-anchor": "middle"}, mlnb.count(n))),
         svg("text", {x: (left + right) / 2, y: tall - 6, "text-anchor": "middle"}, "Rows"),
-        all && svg("path", {d: `M${left} ${y(all[0])}H${right}`, stroke: "var(--soft)", "stroke-width": 1.5}), this.slices.map(dot));
+        all && svg("path", {d: `M${left} ${y(all[0])}H${right}`, stroke: "var(--soft)", "stroke-width": 1.5}),
+        this.slices.map(s => this.group(s, {},
+          own(s).length === 3 && svg("path", {d: `M${x(s.rows)} ${y(own(s)[1])}V${y(own(s)[2])}`, "stroke-opacity": faint}),
+          svg("circle", {cx: x(s.rows), cy: y(own(s)[0]), r: 4, fill: this.ink(s), stroke: "none"}))));
     }
   };
 })();

@@ -93,7 +93,7 @@ def rates(
             "selection_rate": share(tp + fp, tn + fp + fn + tp), "f1_score": share(2 * tp, 2 * tp + fp + fn),
             "accuracy": share(tp + tn, tn + fp + fn + tp)}
 
-# %% ../../nbs/evaluation/35_views.ipynb #011acbb4
+# %% ../../nbs/evaluation/35_views.ipynb #23fcbb27
 def _square(names, counts, caption):
     "A confusion matrix: rows are labels, columns what the model says."
     total = [sum(row) or 1 for row in counts]
@@ -102,8 +102,8 @@ def _square(names, counts, caption):
         share = counts[i][j] / total[i]
         return f'<td class="n" style="--p:{100 * share:.0f}%"><b>{figure_count(counts[i][j])}</b> <small>{share:.0%}</small></td>'
     lines = "".join(f'<tr><th scope="row">{text(name)}</th>{"".join(cell(i, j) for j in range(len(names)))}</tr>' for i, name in enumerate(names))
-    return (f'<div class="wide"><table class="plain confusion"><caption>{text(caption)}</caption><thead><tr><th class="soft">label \\ said</th>{heads}</tr></thead>'
-            f"<tbody>{lines}</tbody></table></div>")
+    head = f'<caption>{text(caption)}</caption><thead><tr><th class="soft">label \\ said</th>{heads}</tr></thead>'
+    return f'<div class="wide"><table class="plain confusion">{head}<tbody>{lines}</tbody></table></div>'
 
 def _at_threshold(data, names, unit=0):
     "Confusion matrix and rates of everybody at the threshold in use."

@@ -36,7 +36,7 @@ _COUNTS = r"""
 })();
 """
 
-# %% ../../nbs/evaluation/37_views_script.ipynb #333eb5cf
+# %% ../../nbs/evaluation/37_views_script.ipynb #97cb778f
 _CHART = r"""
 (() => {
   "use strict";
@@ -53,7 +53,7 @@ _CHART = r"""
       const go = (v, [a, b], [c, d]) => c + (Math.min(Math.max(a, b), Math.max(Math.min(a, b), v)) - a) / (b - a) * (d - c);
       return [go(x, this.x, this.across), go(y, this.y, this.up)];
     }
-    fill(...marks) { this.marks.replaceChildren(...marks.flat(2).filter(Boolean)); }
+    fill(...marks) { this.marks.replaceChildren(...marks.flat(Infinity).filter(Boolean)); }
     line(points, ink, dash) {
       return svg("polyline", {points: points.map(p => this.at(p).map(v => v.toFixed(1)).join()).join(" "), fill: "none", stroke: ink,
         "stroke-width": 2, "stroke-dasharray": dash});
@@ -74,131 +74,148 @@ _CHART = r"""
 })();
 """
 
-# %% ../../nbs/evaluation/37_views_script.ipynb #99a0f84d
+# %% ../../nbs/evaluation/37_views_script.ipynb #f595dbc6
 _VIEWS = r"""
 (() => {
   "use strict";
-  const mlnb = window.mlnb, {el, fill, figure, count} = mlnb, GREY = "var(--soft)", BLUE = "var(--s0)", OTHERS = ["var(--s1)", "var(--s2)", "var(--s3)",
-    "var(--s4)", "var(--s6)"];
+  const mlnb = window.mlnb, {el, fill, figure, count} = mlnb, GREY = "var(--soft)", BLUE = "var(--s0)";
+  const OTHERS = [1, 2, 3, 4, 6].map(i => `var(--s${i})`), WORDS = {precision: "of those called positive, are", recall: "of the positives, found",
+    false_positive_rate: "of the negatives, called positive", selection_rate: "of all, called positive",
+    f1_score: "harmonic mean of precision and recall", accuracy: "of all, right"};
   class Views {
     constructor(box) {
-      const data = mlnb.read(box.dataset.source);
-      Object.assign(this, {box, source: box.dataset.source, data: data.curves, slices: data.slices, classes: data.classes, unit: 0, shown: new Set(), cell: null,
-        charts: [...box.querySelectorAll("figure[data-plot]")].map(f => new mlnb.Chart(f)), at: data.curves.at});
-      this.byCurve = new Map(data.slices.filter(s => s.curve >= 0).map(s => [s.curve, s]));
-      this.slice = this.byCurve.has(data.worst) ? data.worst : 0;
+      const {curves, slices, classes, worst} = mlnb.read(box.dataset.source);
+      Object.assign(this, {box, source: box.dataset.source, data: curves, classes, unit: 0, at: curves.at, shown: new Set(), cell: null});
+      this.charts = [...box.querySelectorAll("figure[data-plot]")].map(f => new mlnb.Chart(f));
+      this.byCurve = new Map(slices.filter(s => s.curve >= 0).map(s => [s.curve, s]));
+      this.slice = this.byCurve.has(worst) ? worst : 0;
       this.bar = el("div", {className: "bar", role: "toolbar", ariaLabel: "Curves"}); this.keys = el("div", {className: "key"});
       this.told = el("p", {className: "small soft", role: "status"});
-      box.prepend(this.bar, this.keys, this.told); this.controls(); this.threshold();
       box.querySelector("[data-part=unit]")?.remove();
-      mlnb.onSlice(this.source, o => { this.slice = o.slice; this.choice.value = String(o.slice); this.draw();
-        if (o.go) box.closest("section")?.scrollIntoView({block: "start"}); });
-      this.draw();
+      box.prepend(this.bar, this.keys, this.told); this.controls(); this.threshold();
+      mlnb.onSlice(this.source, o => this.choose(o)); this.draw();
+    }
+    choose({slice, go}) {
+      this.slice = slice; this.choice.value = String(slice); this.draw();
+      if (go) this.box.closest("section")?.scrollIntoView({block: "start"});
     }
     controls() {
-      const groups = new Map(), label = s => `${s.name} (${s.rows.toLocaleString("en-US")})`;
+      const groups = new Map(), units = this.data.units || [], kind = this.data.called ? "Class" : "Label";
       for (const s of this.byCurve.values()) if (s.curve > 0) groups.set(s.by, [...(groups.get(s.by) || []), s]);
+      const option = s => el("option", {value: String(s.curve), disabled: !this.data.of[s.curve]}, `${s.name} (${count(s.rows)})`);
       this.choice = el("select", {ariaLabel: "Slice", on: {change: e => mlnb.pickSlice(this.source, Number(e.target.value), false)}},
-        el("option", {value: "0"}, "nobody beside"), [...groups].map(([by, some]) => el("optgroup", {label: by},
-          some.map(s => el("option", {value: String(s.curve), disabled: !this.data.of[s.curve]}, label(s))))));
+        el("option", {value: "0"}, "nobody beside"), [...groups].map(([by, some]) => el("optgroup", {label: by}, some.map(option))));
       this.choice.value = String(this.slice);
-      const units = this.data.units || [], others = Object.keys(this.data.baselines || {});
-      fill(this.bar, groups.size > 0 && el("label", {}, "Slice ", this.choice),
-        units.length > 1 && el("label", {}, this.data.called ? "Class " : "Label ", el("select", {ariaLabel: this.data.called ? "Class" : "Label",
-          on: {change: e => { this.unit = Number(e.target.value); this.threshold(); this.draw(); }}}, units.map((u, i) => el("option", {value: i}, u)))),
-        others.map(name => el("label", {}, el("input", {type: "checkbox", on: {change: e => { if (e.target.checked) this.shown.add(name);
-          else this.shown.delete(name); this.draw(); }}}), name)));
+      const unit = el("select", {ariaLabel: kind, on: {change: e => { this.unit = Number(e.target.value); this.draw(); }}},
+        units.map((u, i) => el("option", {value: i}, u)));
+      const other = name => el("label", {}, el("input", {type: "checkbox", on: {change: e => {
+        this.shown[e.target.checked ? "add" : "delete"](name); this.draw(); }}}), name);
+      fill(this.bar, groups.size > 0 && el("label", {}, "Slice ", this.choice), units.length > 1 && el("label", {}, kind + " ", unit),
+        Object.keys(this.data.baselines || {}).map(other));
       this.bar.hidden = !this.bar.children.length;
     }
     get picked() { return this.slice > 0 ? this.data.of[this.slice] : null; }
     get name() { return this.byCurve.get(this.slice)?.name || ""; }
+    get labels() {
+      const unit = this.data.units[this.unit];
+      return this.data.called ? ["others", unit] : this.data.units.length > 1 ? [`not ${unit}`, unit] : this.classes;
+    }
     threshold() {
-      const part = this.box.querySelector("[data-part=threshold]");
+      const part = this.box.querySelector("[data-part=threshold]"), move = at => { this.at = at; this.slider.value = at; this.draw(); };
       if (!part) return;
-      this.words = el("output", {className: "n"}); this.beside = el("div", {className: "beside"});
-      this.slider = el("input", {type: "range", min: 0, max: this.data.grid.length - 1, step: 1, value: this.at, ariaLabel: "Threshold",
-        on: {input: e => { this.at = Number(e.target.value); this.draw(); }}});
-      const reset = el("button", {type: "button", on: {click: () => { this.at = this.slider.value = this.data.at; this.draw(); }}}, "Back to the model's");
-      fill(part, el("h3", {}, "At a threshold"), el("div", {className: "bar"}, el("label", {}, "Threshold ", this.slider), this.words, reset), this.beside);
+      this.words = el("output", {}); this.beside = el("div", {className: "beside"});
+      this.slider = el("input", {type: "range", min: 0, max: this.data.grid.length - 1, step: 1, ariaLabel: "Threshold",
+        on: {input: e => move(Number(e.target.value))}});
+      this.slider.value = this.at;
+      const back = el("button", {type: "button", on: {click: () => move(this.data.at)}}, "Back to the model's");
+      fill(part, el("h3", {}, "At a threshold"), el("div", {className: "bar"}, el("label", {}, "Threshold ", this.slider), this.words, back), this.beside);
     }
     draw() {
-      const {picked} = this, of = this.data.of[0], named = [...this.shown].map((n, i) => [n, OTHERS[i % OTHERS.length]]);
-      fill(this.keys, [["Overall", GREY], picked && [this.name, BLUE], ...named.map(([n, ink]) => [`${n}, overall`, ink])].filter(Boolean).map(([words, ink]) =>
-        el("span", {style: `--c:${ink}`}, words)));
-      const few = this.byCurve.get(this.slice)?.small && picked;
-      this.told.textContent = this.slice > 0 && !picked ? "There was no room for the curves of this slice; its figures are in the table." :
-        few ? `${this.name} has few rows: its curves are mostly chance.` : ""; this.told.hidden = !this.told.textContent;
-      for (const chart of this.charts) (this.data.kind === "scores" ? this.scores : this.data.kind === "values" ? this.values : this.queries).call(this, chart, of, picked, named);
-      if (this.data.kind === "scores" && this.beside) this.confusion(of[this.unit], picked?.[this.unit]);
+      const {picked} = this, of = this.data.of[0], draw = {scores: this.scores, values: this.values, queries: this.queries}[this.data.kind];
+      const named = [...this.shown].map((n, i) => [n, OTHERS[i % OTHERS.length]]), key = ([words, ink]) => el("span", {style: `--c:${ink}`}, words);
+      fill(this.keys, [["Overall", GREY], picked && [this.name, BLUE], ...named.map(([n, ink]) => [`${n}, overall`, ink])].filter(Boolean).map(key));
+      this.told.textContent = this.slice > 0 && !picked ? "There was no room for the curves of this slice; its figures are in the table."
+        : picked && this.byCurve.get(this.slice).small ? `${this.name} has few rows: its curves are mostly chance.` : "";
+      this.told.hidden = !this.told.textContent;
+      for (const chart of this.charts) draw.call(this, chart, of, picked, named);
+      if (this.beside) this.confusion(of[this.unit], picked?.[this.unit]);
       if (this.data.matrix) this.square();
     }
     scores(chart, of, picked, named) {
-      const all = [[of[this.unit], GREY], ...named.map(([n, ink]) => [this.data.baselines[n][this.unit], ink, "6 3"]), picked && [picked[this.unit], BLUE]].filter(Boolean);
-      const here = pair => mlnb.rates(mlnb.outcomes(pair)[this.at]), slider = this.beside;
-      const mark = (pair, ink, point) => { const r = here(pair), p = point(r);
-        return slider && p.every(Number.isFinite) && chart.dot(p, ink, 4.5, `at ${figure(this.data.grid[this.at])}: ${p.map(figure).join(", ")}`); };
-      if (chart.name === "roc") chart.fill(all.map(([pair, ink, dash]) => [chart.line(mlnb.rocOf(pair), ink, dash), !dash && mark(pair, ink, r => [r.false_positive_rate, r.recall])]));
-      if (chart.name === "pr") chart.fill(all.map(([pair, ink, dash]) => [chart.line(mlnb.precisionOf(pair), ink, dash), !dash && mark(pair, ink, r => [r.recall, r.precision])]));
+      const other = ([n, ink]) => [this.data.baselines[n][this.unit], ink, "6 3"];
+      const all = [[of[this.unit], GREY], ...named.map(other), picked && [picked[this.unit], BLUE]].filter(Boolean);
+      const point = {roc: r => [r.false_positive_rate, r.recall], pr: r => [r.recall, r.precision]}[chart.name];
+      const points = {roc: mlnb.rocOf, pr: mlnb.precisionOf}[chart.name];
+      const mark = (pair, ink) => { const p = point(mlnb.rates(mlnb.outcomes(pair)[this.at]));
+        return p.every(Number.isFinite) && chart.dot(p, ink, 4.5, `at ${figure(this.data.grid[this.at])}: ${p.map(figure).join(", ")}`); };
+      if (points) chart.fill(all.map(([pair, ink, dash]) => [chart.line(points(pair), ink, dash), this.beside && !dash && mark(pair, ink)]));
       if (chart.name === "calibration") chart.fill(all.map(([pair, ink, dash]) => this.calibrated(chart, pair.c, ink, dash)));
-      if (chart.name === "scores") {
-        const pair = (picked || of)[this.unit], [down, up] = mlnb.spreadOf(pair, this.data.grid), [no, yes] = this.labels();
-        chart.fill(chart.bars(down, GREY), chart.bars(up, "var(--s1)"), slider && chart.rule(this.data.grid[this.at], "var(--ink)"));
-        fill(chart.figure.querySelector("figcaption"), `Scores by label${picked ? ", " + this.name : ""}`, el("div", {className: "key"},
-          el("span", {style: `--c:${GREY}`}, no), el("span", {style: "--c:var(--s1)"}, yes)));
-      }
+      if (chart.name === "scores") this.spread(chart, (picked || of)[this.unit]);
     }
-    labels() { return this.data.called ? ["others", this.data.units[this.unit]] : this.data.units.length > 1 ? [`not ${this.data.units[this.unit]}`, this.data.units[this.unit]] : this.classes; }
+    spread(chart, pair) {
+      const [down, up] = mlnb.spreadOf(pair, this.data.grid), inks = [GREY, "var(--s1)"];
+      chart.fill(chart.bars(down, inks[0]), chart.bars(up, inks[1]), this.beside && chart.rule(this.data.grid[this.at], "var(--ink)"));
+      fill(chart.figure.querySelector("figcaption"), el("span", {}, `Scores by label${this.picked ? ", " + this.name : ""}`),
+        el("span", {className: "key"}, this.labels.map((words, i) => el("span", {style: `--c:${inks[i]}`}, words))));
+    }
     calibrated(chart, points, ink, dash) {
-      return [points.map(([m, s, n]) => { const [low, high] = mlnb.wilson(s, n); return dash ? null : [chart.line([[m, low], [m, high]], ink),
-          chart.dot([m, s], ink, 3, `score ${figure(m)}: ${figure(s)} (${figure(low)} to ${figure(high)}), ${count(n)} rows`)]; }).flat(), chart.line(points.map(p => p.slice(0, 2)), ink, dash)];
+      const line = chart.line(points.map(p => p.slice(0, 2)), ink, dash);
+      return dash ? line : [line, points.map(([mean, share, rows]) => {
+        const [low, high] = mlnb.wilson(share, rows), span = `${figure(low)} to ${figure(high)}`;
+        const words = `score ${figure(mean)}: ${figure(share)} (${span}), ${count(rows)} rows`;
+        return [chart.line([[mean, low], [mean, high]], ink), chart.dot([mean, share], ink, 3, words)];
+      })];
     }
     values(chart, of, picked) {
-      const points = xy => Array.from({length: xy.length / 2}, (_, i) => [xy[2 * i], xy[2 * i + 1]]), cloud = (one, ink, r) => {
-        const p = points(one.xy); return (chart.name === "fit" ? p : p.map(([a, b]) => [b, b - a])).map(q => chart.dot(q, ink, r, "", {"fill-opacity": 0.45})); };
-      const both = [[of, GREY], picked && [picked, BLUE]].filter(Boolean);
+      const both = [[of, GREY], picked && [picked, BLUE]].filter(Boolean), errors = chart.name === "residuals";
+      const points = xy => Array.from({length: xy.length / 2}, (_, i) => errors ? [xy[2 * i + 1], xy[2 * i + 1] - xy[2 * i]] : [xy[2 * i], xy[2 * i + 1]]);
       if (chart.name === "errors") chart.fill(both.map(([one, ink]) => chart.bars(one.h, ink)));
-      else chart.fill(both.map(([one, ink], i) => [cloud(one, ink, i ? 3 : 2.5), chart.name === "residuals" && chart.line(one.b.map(b => b.slice(0, 2)), ink)]));
+      else chart.fill(both.map(([one, ink], i) => [points(one.xy).map(p => chart.dot(p, ink, i ? 3 : 2.5, "", {"fill-opacity": 0.45})),
+        errors && chart.line(one.b.map(b => b.slice(0, 2)), ink)]));
     }
     queries(chart, of, picked) {
-      const both = [[of, GREY], picked && [picked, BLUE]].filter(Boolean);
+      const both = [[of, GREY], picked && [picked, BLUE]].filter(Boolean), mean = one => one.m.length ? figure(one.m[0]) : "not defined";
+      const told = ([one], i) => `${i ? this.name : "overall"} ${mean(one)} over ${count(one.q)}`;
       chart.fill(both.map(([one, ink]) => chart.name === "ndcg" ? chart.bars(one.h, ink) : chart.line(one.g.map((g, i) => [i + 1, g]), ink)));
-      if (chart.name === "ndcg") chart.figure.querySelector("figcaption").textContent = "NDCG by query: " + both.map(([one], i) =>
-        `${i ? this.name : "overall"} ${one.m.length ? figure(one.m[0]) : "not defined"} over ${count(one.q)}`).join("; ");
+      if (chart.name === "ndcg") chart.figure.querySelector("figcaption").textContent = "NDCG by query: " + both.map(told).join("; ");
     }
     confusion(of, picked) {
-      const threshold = this.data.grid[this.at]; this.words.textContent = `score above ${mlnb.number(threshold)}`;
-      this.slider.setAttribute("aria-valuetext", mlnb.number(threshold));
+      const threshold = mlnb.number(this.data.grid[this.at]), head = ([n]) => el("th", {className: "n", scope: "col"}, n);
+      this.words.textContent = `score above ${threshold}`; this.slider.setAttribute("aria-valuetext", threshold);
       const both = [["Overall", of], picked && [this.name, picked]].filter(Boolean).map(([n, pair]) => [n, mlnb.outcomes(pair)[this.at]]);
-      const rate = both.map(([, o]) => mlnb.rates(o)), words = {precision: "of those called positive, are", recall: "of the positives, found",
-        false_positive_rate: "of the negatives, called positive", selection_rate: "of all, called positive", f1_score: "harmonic mean of both", accuracy: "of all, right"};
-      const lines = Object.keys(words).map(k => el("tr", {}, el("th", {scope: "row"}, k, el("span", {className: "soft small"}, " " + words[k])),
-        rate.map(r => el("td", {className: "n", "data-rate": k}, figure(r[k])))));
-      const names = this.labels();
-      fill(this.beside, both.map(([n, o]) => mlnb.squareOf(names, [[o.tn, o.fp], [o.fn, o.tp]], n)),
-        el("div", {className: "wide"}, el("table", {className: "plain"}, el("thead", {}, el("tr", {}, el("th", {}), both.map(([n]) =>
-          el("th", {className: "n", scope: "col"}, n)))), el("tbody", {}, lines))));
+      const lines = Object.entries(WORDS).map(([k, words]) => el("tr", {}, el("th", {scope: "row"}, k, el("span", {className: "soft small"}, " " + words)),
+        both.map(([, o]) => el("td", {className: "n", "data-rate": k}, figure(mlnb.rates(o)[k])))));
+      fill(this.beside, both.map(([n, o]) => mlnb.squareOf(this.labels, [[o.tn, o.fp], [o.fn, o.tp]], n)), el("div", {className: "wide"},
+        el("table", {className: "plain"}, el("thead", {}, el("tr", {}, el("th", {}), both.map(head))), el("tbody", {}, lines))));
     }
     square() {
-      const {names, of} = this.data.matrix, k = names.length, rows = flat => names.map((_, i) => flat.slice(i * k, i * k + k)), part = this.box.querySelector("[data-part=matrix]");
-      const slice = this.slice > 0 && of[this.slice], click = (i, j) => { this.cell = this.cell?.join() === `${i},${j}` ? null : [i, j]; this.square();
+      const {names, of} = this.data.matrix, k = names.length, rows = flat => names.map((_, i) => flat.slice(i * k, i * k + k));
+      const part = this.box.querySelector("[data-part=matrix]"), all = rows(of[0]), own = this.slice > 0 && of[this.slice] && rows(of[this.slice]);
+      const click = (i, j) => { this.cell = this.cell?.join() === `${i},${j}` ? null : [i, j]; this.square();
         part.querySelector(`[data-cell="${i},${j}"]`)?.focus(); };
-      const all = rows(of[0]), own = slice && rows(slice);
+      const told = this.cell ? this.shares(names, all, own) : el("p", {className: "small soft"}, "Choose a cell to see how its row is spread.");
       fill(part, el("div", {className: "beside"}, mlnb.squareOf(names, all, "Overall", click, this.cell), own && mlnb.squareOf(names, own, this.name)),
-        el("div", {role: "status"}, this.cell ? this.shares(names, all, own) : el("p", {className: "small soft"}, "A cell tells how its row is spread.")));
+        el("div", {role: "status"}, told));
     }
     shares(names, all, own) {
-      const [i] = this.cell, part = (m, j) => m[i][j] / (m[i].reduce((a, b) => a + b, 0) || 1), order = names.map((_, j) => j).sort((a, b) => all[i][b] - all[i][a]).slice(0, 10);
-      return el("table", {className: "plain"}, el("caption", {}, `Rows that are ${names[i]}: what the model says`), el("thead", {}, el("tr", {}, el("th", {}), el("th", {}, "Overall"),
-        own && el("th", {}, this.name))), el("tbody", {}, order.map(j => el("tr", {className: j === this.cell[1] ? "picked" : ""}, el("th", {scope: "row"}, names[j]),
-        [all, own].filter(Boolean).map(m => el("td", {}, el("span", {className: "share", style: `width:${(6 * part(m, j)).toFixed(2)}rem`}), ` ${(100 * part(m, j)).toFixed(0)} %, ${count(m[i][j])}`))))));
+      const [i, chosen] = this.cell, both = [[all, "Overall"], own && [own, this.name]].filter(Boolean);
+      const share = (m, j) => m[i][j] / (m[i].reduce((a, b) => a + b, 0) || 1), order = names.map((_, j) => j).sort((a, b) => all[i][b] - all[i][a]);
+      const bar = ([m], j) => el("td", {}, el("span", {className: "share", style: `width:${(6 * share(m, j)).toFixed(2)}rem`}),
+        ` ${(100 * share(m, j)).toFixed(0)} %, ${count(m[i][j])}`);
+      return el("table", {className: "plain"}, el("caption", {}, `Rows that are ${names[i]}: what the model says`),
+        el("thead", {}, el("tr", {}, el("th", {}), both.map(([, n]) => el("th", {scope: "col"}, n)))), el("tbody", {}, order.slice(0, 10).map(j =>
+          el("tr", {className: j === chosen ? "picked" : ""}, el("th", {scope: "row"}, names[j]), both.map(b => bar(b, j))))));
     }
   }
-  mlnb.squareOf = (names, counts, caption, click, chosen) => el("div", {className: "wide"}, el("table", {className: "plain confusion"}, el("caption", {}, caption),
-    el("thead", {}, el("tr", {}, el("th", {className: "soft"}, "label \\ said"), names.map(n => el("th", {scope: "col"}, n)))),
-    el("tbody", {}, counts.map((row, i) => { const total = row.reduce((a, b) => a + b, 0) || 1;
-      return el("tr", {}, el("th", {scope: "row"}, names[i]), row.map((v, j) => { const words = [el("b", {}, count(v)), names.length <= 10 && el("small", {}, ` ${Math.round(100 * v / total)}%`)];
-        return el("td", {className: "n", style: `--p:${Math.round(100 * v / total)}%`}, click ? el("button", {type: "button", "data-cell": `${i},${j}`,
-          ariaPressed: String(chosen?.[0] === i && chosen?.[1] === j), title: `${names[i]} called ${names[j]}`, on: {click: () => click(i, j)}}, words) : words); })); }))));
+  const cell = (names, row, i, j, click, chosen) => {
+    const share = Math.round(100 * row[j] / (row.reduce((a, b) => a + b, 0) || 1));
+    const words = [el("b", {}, count(row[j])), names.length <= 10 ? el("small", {}, ` ${share}%`) : ""];
+    return el("td", {className: "n", style: `--p:${share}%`}, click ? el("button", {type: "button", "data-cell": `${i},${j}`, on: {click: () => click(i, j)},
+      ariaPressed: String(chosen?.[0] === i && chosen?.[1] === j), title: `${names[i]} called ${names[j]}: ${share} %`}, words) : words);
+  };
+  mlnb.squareOf = (names, counts, caption, click, chosen) => el("div", {className: "wide"}, el("table", {className: "plain confusion"},
+    el("caption", {}, caption), el("thead", {}, el("tr", {}, el("th", {className: "soft"}, "label \\ said"), names.map(n => el("th", {scope: "col"}, n)))),
+    el("tbody", {}, counts.map((row, i) => el("tr", {}, el("th", {scope: "row"}, names[i]), row.map((_, j) => cell(names, row, i, j, click, chosen)))))));
   mlnb.wake("views", box => new Views(box));
 })();
 """
