@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['confidence_of', 'Abstention', 'abstention_curve', 'confidence_needed']
 
-# %% ../../nbs/evaluation/47_abstention.ipynb #33ad1238
+# %% ../../nbs/evaluation/47_abstention.ipynb #dafab0d7
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..errors import EvaluationError
 from .calibration import wilson_interval
-from .finder import row_loss
+from .losses import row_loss
 from .rows import Rows
 from .sketches import Curve, Sketch, html_table, plot
 
@@ -85,11 +85,11 @@ class Abstention(NamedTuple):
         return (plot([Curve(name, c.share[some], value[some], low[some], high[some])], "share answered", f"{name} among the answered", (0, 1),
                      caption=f"What the model is worth on the rows it is surest of ({name})") + html_table(table))
 
-# %% ../../nbs/evaluation/47_abstention.ipynb #94b83a78
+# %% ../../nbs/evaluation/47_abstention.ipynb #0b5a407d
 def abstention_curve(
     rows:Rows,                        # checked test rows
     confidence:np.ndarray|None=None,  # (n,) your own, higher is surer; None: from the scores
-    loss:str|np.ndarray="error",      # see `finder.row_loss`
+    loss:str|np.ndarray="error",      # see `losses.row_loss`
     points:int=100,                   # most points of the curve
 ) -> Abstention:
     "The risk-coverage curve with intervals."
@@ -103,14 +103,15 @@ def abstention_curve(
     curve = pd.DataFrame({"share": share, "risk": risk, "low": low, "high": high, "confidence": sure[order][ends[kept]],
                           "examples": ends[kept] + 1})
     worst = float(np.average(lost, weights=rows.weights))
-    return Abstention(curve[curve.share > 0].reset_index(drop=True), name, _area(lost, rows.weights, sure), _area(lost, rows.weights, -lost), worst)
+    return Abstention(curve[curve.share > 0].reset_index(drop=True), name, _area(lost, rows.weights, sure), _area(lost, rows.weights, -np.argsort(np.argsort(lost, kind="stable")).astype(float)),
+                      worst)
 
-# %% ../../nbs/evaluation/47_abstention.ipynb #acf4fcdb
+# %% ../../nbs/evaluation/47_abstention.ipynb #8be6e089
 def confidence_needed(
     valid:Rows,                       # validation rows
     limit:float,                      # highest risk among the answered, in the units of the loss, e.g. 0.05
     confidence:np.ndarray|None=None,  # (n,) your own; None: from the scores
-    loss:str|np.ndarray="error",      # see `finder.row_loss`
+    loss:str|np.ndarray="error",      # see `losses.row_loss`
     least:float=0.05,                 # smallest share that is worth answering, in (0, 1]
 ) -> tuple[float, float]:             # answer what is at least so sure; share of the validation rows answered
     "The confidence from which on a model may answer; raises `EvaluationError` when no share is good enough."

@@ -6,13 +6,13 @@
 __all__ = ['METHODS', 'wilson_interval', 'reliability', 'Miscalibration', 'calibration_error', 'Calibrator', 'calibrator',
            'fit_calibration', 'Calibrations', 'reliability_picture', 'compare_calibrations']
 
-# %% ../../nbs/evaluation/46_calibration.ipynb #57a460ab
+# %% ../../nbs/evaluation/46_calibration.ipynb #6e7187cf
 from collections.abc import Mapping
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..errors import EvaluationError
-from .finder import row_loss
+from .losses import row_loss
 from .rows import Rows
 from .sketches import Curve, Sketch, html_table, plot
 

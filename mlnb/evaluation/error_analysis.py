@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['unusual_cells', 'WorstRows', 'worst_rows', 'Confusions', 'confusion_pairs', 'Residuals', 'residuals']
 
-# %% ../../nbs/evaluation/48_error_analysis.ipynb #a263dfd5
+# %% ../../nbs/evaluation/48_error_analysis.ipynb #08022620
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from ..errors import EvaluationError
 from .abstention import confidence_of
-from .finder import row_loss
+from .losses import column_numbers, row_loss
 from .rows import Rows, find_column, plain_text
 from .sketches import Curve, Sketch, figure_text, html_table, plot
 
-# %% ../../nbs/evaluation/48_error_analysis.ipynb #ab963fab
+# %% ../../nbs/evaluation/48_error_analysis.ipynb #26f4bf92
 def unusual_cells(
     frame:pd.DataFrame,  # (n, columns) the whole table
     rare:float=0.02,     # a value is unusual when a smaller share of the rows has it, in (0, 1)
@@ -28,14 +28,13 @@ def unusual_cells(
         values = frame.iloc[:, i]
         gaps = values.isna().to_numpy()
         odd = gaps & (gaps.mean() < rare)
-        plain = pd.to_numeric(values, errors="coerce") if pd.api.types.is_numeric_dtype(values) else None
-        if plain is not None and not pd.api.types.is_bool_dtype(values) and values.nunique() > 12:
-            numbers = plain.to_numpy("float64", na_value=np.nan)
-            if not gaps.all(): odd |= (numbers < np.nanquantile(numbers, rare / 2)) | (numbers > np.nanquantile(numbers, 1 - rare / 2))
+        numbers = column_numbers(values)
+        if numbers is not None and values.nunique() > 12:
+            if np.isfinite(numbers).any(): odd |= (numbers < np.nanquantile(numbers, rare / 2)) | (numbers > np.nanquantile(numbers, 1 - rare / 2))
         else:
-            texts = values.map(str)
-            counts = texts.map(texts.value_counts())
-            if counts.median() > 1: odd |= ~gaps & (counts / len(values) < rare).to_numpy()
+            texts = pd.Series([str(value) for value in values], values.index)
+            counts = texts.map(texts.value_counts()).to_numpy()
+            if np.median(counts) > 1: odd |= ~gaps & (counts / len(values) < rare)
         found[i] = odd
     return pd.DataFrame(found, index=frame.index).set_axis(frame.columns, axis=1)
 
@@ -75,12 +74,12 @@ class WorstRows(NamedTuple):
                                                 index=shown.index, dtype=object))
         return html_table(shown, self.caption)
 
-# %% ../../nbs/evaluation/48_error_analysis.ipynb #af740bc6
+# %% ../../nbs/evaluation/48_error_analysis.ipynb #7806693c
 def worst_rows(
     rows:Rows,                # checked test rows
     most:int=20,              # rows shown, at least 1
     columns:Sequence=(),      # columns shown; () takes all
-    loss:str|np.ndarray="",   # see `finder.row_loss`
+    loss:str|np.ndarray="",   # see `losses.row_loss`
     confident:bool=False,     # only wrong decisions, the surest first
 ) -> WorstRows:
     "The rows where the model is worst, with what is unusual in them."

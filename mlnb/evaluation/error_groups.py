@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['ErrorGroups', 'error_groups', 'mistake_clusters']
 
-# %% ../../nbs/evaluation/49_error_groups.ipynb #3ca9faeb
+# %% ../../nbs/evaluation/49_error_groups.ipynb #d8b304ae
 from collections.abc import Sequence
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..errors import EvaluationError
-from .finder import cut_columns, holm, row_loss, welch
+from .finder import holm, welch
+from .losses import column_numbers, cut_columns, row_loss
 from .rows import Rows, find_column, plain_text
 from .sketches import Sketch, html_table, interval_dots
 
-# %% ../../nbs/evaluation/49_error_groups.ipynb #f747e977
+# %% ../../nbs/evaluation/49_error_groups.ipynb #d3a8f887
 class _Column(NamedTuple):
     name: str
     values: np.ndarray   # (n,) float
@@ -24,8 +25,7 @@ class _Column(NamedTuple):
     gaps: bool           # a number that is missing in some rows, which are below all others
 
 def _number_column(name, values):
-    numbers = pd.to_numeric(values, errors="coerce").to_numpy("float64", na_value=np.nan)
-    numbers = np.clip(numbers, -1e30, 1e30)
+    numbers = np.clip(values, -1e30, 1e30)
     known = numbers[np.isfinite(numbers)]
     below = known.min() - max(1.0, float(np.ptp(known))) if len(known) else 0.0
     return _Column(name, np.where(np.isfinite(numbers), numbers, below), (), bool((known % 1 == 0).all()), len(known) < len(numbers))
@@ -45,8 +45,8 @@ def _tree_columns(rows, columns, loss, chooses):
     found = []
     for name in cut:
         values = find_column(rows.frame, "" if name == "(no name)" else name)
-        number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-        found.append(_number_column(name, values) if number else _text_column(name, cut[name], loss, rows.weights, chooses))
+        numbers = column_numbers(values)
+        found.append(_number_column(name, numbers) if numbers is not None else _text_column(name, cut[name], loss, rows.weights, chooses))
     return found
 
 # %% ../../nbs/evaluation/49_error_groups.ipynb #482d3f45
@@ -141,11 +141,11 @@ def _pruned(inputs, loss, weights, max_depth, min_leaf, seed):
     noise = np.sqrt((weights**2 * (apart - (mean - mean[best])[:, None])**2).sum(1)) / weights.sum()
     return fit(everything, penalties[int(np.flatnonzero(mean <= mean[best] + noise + 1e-15).max())])
 
-# %% ../../nbs/evaluation/49_error_groups.ipynb #f1ef4aeb
+# %% ../../nbs/evaluation/49_error_groups.ipynb #0454a694
 def error_groups(
     rows:Rows,               # checked test rows
     columns:Sequence=(),     # columns that may tell groups; () takes all that can be cut
-    loss:str|np.ndarray="",  # see `finder.row_loss`
+    loss:str|np.ndarray="",  # see `losses.row_loss`
     *,
     max_depth:int=3,         # cuts on the way to a group, at least 1
     min_examples:int=60,     # fewest rows of a group
@@ -165,16 +165,16 @@ def error_groups(
     members = np.array([places[leaf] for leaf in tree.apply(inputs)])
     return _judge(list(leaves.values()), members, values, rows.weights, ~chooses, level, name, f"Groups by {name}, found by a tree (bold: worse beyond doubt)")
 
-# %% ../../nbs/evaluation/49_error_groups.ipynb #c4ce2d79
+# %% ../../nbs/evaluation/49_error_groups.ipynb #91b9e382
 def _scaled(rows, columns, max_values=12):
     "Columns of about equal weight, and for each cell of the plan what it stands for."
     cut, _ = cut_columns(rows, columns, max_values)
     if cut.empty: raise EvaluationError("no column can tell groups of errors", expected="a column with 2 values or more")
     parts, names = [], []
     for name in cut:
-        values = find_column(rows.frame, "" if name == "(no name)" else name)
-        if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique() > max_values:
-            ranks = values.rank(pct=True).fillna(0.5).to_numpy("float64")
+        numbers = column_numbers(find_column(rows.frame, "" if name == "(no name)" else name))
+        if numbers is not None and len(np.unique(numbers)) > max_values:
+            ranks = pd.Series(numbers).rank(pct=True).fillna(0.5).to_numpy()
             parts.append((ranks[:, None] - 0.5) / np.sqrt(1 / 12)); names.append((name, None))
         else:
             hot = np.stack([(cut[name] == v).to_numpy(float) for v in cut[name].cat.categories], axis=1)
@@ -205,11 +205,11 @@ def _common(mask, inputs, names, most=3):
         else: found.append(f"{name}={value} ({(inputs[mask, j] > 0).mean():.0%}, of all {(inputs[:, j] > 0).mean():.0%})")
     return ", ".join(found[:most]) or "nothing in common"
 
-# %% ../../nbs/evaluation/49_error_groups.ipynb #96ee1674
+# %% ../../nbs/evaluation/49_error_groups.ipynb #f9ed0950
 def mistake_clusters(
     rows:Rows,                    # checked test rows
     columns:Sequence=(),          # columns that mistakes are compared by; () takes all that can be cut
-    loss:str|np.ndarray="error",  # see `finder.row_loss`
+    loss:str|np.ndarray="error",  # see `losses.row_loss`
     *,
     most:int=6,                   # most clusters, at least 2
     level:float=0.05,             # chance of one false claim or more, in (0, 1)
