@@ -8,7 +8,8 @@ import pytest
 from sklearn import metrics as sk
 
 from mlnb.errors import EvaluationError
-from mlnb.evaluation.slices import evaluate_slices, slice_values
+from mlnb.evaluation.slices import evaluate_slices
+from mlnb.evaluation.slicing import slice_values
 
 RNG = np.random.default_rng(7)
 
@@ -133,7 +134,11 @@ def test_regression_agrees_with_scikit_learn():
         ({"classes": ["a", "b"]}, "none of the known"),
         ({"intervals": "t"}, "no intervals 't'"),
         ({"label": "holes"}, "missing in 3"),
-        ({"task": "regression", "intervals": "jackknife"}, "counts errors wrongly"),
+        ({"intervals": "poisson_bootstrap"}, "method='tfma' also has"),
+        ({"method": "fast"}, "no method 'fast'"),
+        ({"method": "histograms", "task": "ranking"}, "no histogram"),
+        ({"thresholds": [1.5]}, "makes no sense"),
+        ({"thresholds": [0.2], "task": "regression"}, "has no thresholds"),
         ({"task": "multiclass", "scores": ["score"], "classes": ["a"]}, "one score column for each class"),
         ({"scores": "text"}, "no finite score"),
     ],

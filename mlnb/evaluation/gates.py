@@ -13,7 +13,8 @@ from html import escape
 from typing import NamedTuple
 import pandas as pd
 from ..errors import EvaluationError
-from .bootstrap import MAIN_METRIC, METRICS, paired_difference
+from .bootstrap import paired_difference
+from .metrics import MAIN_METRIC, METRICS
 
 # %% ../../nbs/evaluation/20_gates.ipynb #f34f48d9
 class Bound(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..errors import EvaluationError
-from .bootstrap import MAIN_METRIC, direction
+from .metrics import MAIN_METRIC, direction
 from ..files import write_atomic
 
 # %% ../../nbs/evaluation/12_pictures.ipynb #5251acd4

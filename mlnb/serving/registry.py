@@ -61,7 +61,7 @@ def breaking_changes(
 # %% ../../nbs/serving/20_registry.ipynb #7907029b
 def _better(record, others):
     "Is its figure better than that of all others with the same metric?"
-    from mlnb.evaluation.bootstrap import direction
+    from mlnb.evaluation.metrics import direction
     evaluation = record.get("evaluation") or {}
     metric, value = evaluation.get("metric"), evaluation.get("value")
     if not metric or value is None: return False
