@@ -95,19 +95,20 @@ def _metrics(values, champion, names, compared):
         if compared: found[key.make_diff_key()] = value - other
     return found
 
-# %% ../../nbs/evaluation/15_tfma_validation.ipynb #6e50084c
-def _failure(slice_name, key, failure):
-    change = failure.metric_threshold.HasField("change_threshold")
-    one = failure.metric_threshold.change_threshold if change else failure.metric_threshold.value_threshold
-    higher = tfma_messages("config").MetricDirection.HIGHER_IS_BETTER
-    upward = one.direction == higher if change else one.HasField("lower_bound")
-    limit = one.absolute.value if change else (one.lower_bound if upward else one.upper_bound).value
+# %% ../../nbs/evaluation/15_tfma_validation.ipynb #d6a59592
+def _failure(slice_name, key, failure, limits):
+    "A failure as plain data, in the words of the bound."
+    threshold, metric = failure.metric_threshold, failure.metric_key.name
+    kind = "change" if threshold.HasField("change_threshold") else "value"
+    one = threshold.change_threshold if kind == "change" else threshold.value_threshold
+    ends = {end.value for _, end in one.ListFields() if hasattr(end, "value")}
+    limit = next(x for x in limits if (x.metric, x.kind) == (metric, kind) and _end(x) in ends)
     value = failure.metric_value.double_value.value
-    what = f"change of {failure.metric_key.name}" if change else failure.metric_key.name
     shown = "not defined" if math.isnan(value) else f"{value:.4g}"
-    return {"slice": slice_name, "key": key, "metric": failure.metric_key.name, "kind": "change" if change else "value",
-            "value": None if math.isnan(value) else value, "limit": limit, "operator": ">=" if upward else "<=",
-            "text": f"{slice_name}: {what} is {shown}, not {'>=' if upward else '<='} {limit:.4g}"}
+    what = f"change of {metric}" if kind == "change" else metric
+    return {"slice": slice_name, "key": key, "metric": metric, "kind": kind, "operator": limit.operator,
+            "limit": limit.number, "value": None if math.isnan(value) else value,
+            "text": f"{slice_name}: {what} is {shown}, not {limit.operator} {limit.number:.4g}"}
 
 def _validate(figures, limits, champion):
     from tensorflow_model_analysis.evaluators.metrics_validator import validate_metrics
@@ -121,7 +122,7 @@ def _validate(figures, limits, champion):
     for key, found in values.items():
         pairs = tuple(map(tuple, json.loads(key)))
         one = validate_metrics((pairs, _metrics(found, others.get(key, {}), names, champion is not None)), config)
-        failures += [_failure(total[key], key, f) for v in one.metric_validations_per_slice for f in v.failures]
+        failures += [_failure(total[key], key, f, limits) for v in one.metric_validations_per_slice for f in v.failures]
         result = combine.add_input(result, one)
     return combine.extract_output(result), failures
 
