@@ -6,19 +6,20 @@
 __all__ = ['CURVES', 'AT_THRESHOLD', 'MEANS', 'ERRORS', 'INTERVALS', 'tfma_messages', 'Columns', 'free_columns', 'threshold_name',
            'eval_config']
 
-# %% ../../nbs/evaluation/09_tfma_config.ipynb #ab613385
+# %% ../../nbs/evaluation/09_tfma_config.ipynb #743da441
 import importlib
 import importlib.util
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 from ..errors import EvaluationError
 from .rows import TASKS
 
-# %% ../../nbs/evaluation/09_tfma_config.ipynb #558edd8d
+# %% ../../nbs/evaluation/09_tfma_config.ipynb #f3ccc5d0
 def tfma_messages(
     name:str,         # file of the messages: "config", "metrics_for_slice" or "validation_result"
 ) -> ModuleType:      # its classes
@@ -27,13 +28,14 @@ def tfma_messages(
         return importlib.import_module(f"tensorflow_model_analysis.proto.{name}_pb2")
     importlib.import_module("google.protobuf.wrappers_pb2")
     for needed in ("config", "metrics_for_slice") if name == "validation_result" else (): tfma_messages(needed)
-    package = importlib.util.find_spec("tensorflow_model_analysis")
-    place = Path(package.submodule_search_locations[0])/"proto"/f"{name}_pb2.py"
     own = f"_mlnb_tfma_{name}"
     if own not in sys.modules:
-        spec = importlib.util.spec_from_file_location(own, place)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        package = importlib.util.find_spec("tensorflow_model_analysis")
+        places = package and package.submodule_search_locations
+        if not places:
+            raise EvaluationError("TensorFlow Model Analysis is not installed", cure="install mlnb with its dependencies")
+        module = ModuleType(own)
+        SourceFileLoader(own, str(Path(places[0])/"proto"/f"{name}_pb2.py")).exec_module(module)
         sys.modules[own] = module
     return sys.modules[own]
 
@@ -95,7 +97,7 @@ def _spec(config, metrics, **options):
         for number in options["over"]: spec.aggregate.class_weights[number] = 1.0
     spec.query_key = options.get("query", "")
 
-# %% ../../nbs/evaluation/09_tfma_config.ipynb #dab8b182
+# %% ../../nbs/evaluation/09_tfma_config.ipynb #b330aae4
 def _binary(config, classes, threshold, thresholds, columns, depths):
     _spec(config, [*_plain(CURVES), *_cuts(AT_THRESHOLD, threshold, thresholds), *_plain(MEANS)])
 
@@ -105,7 +107,7 @@ def _multiclass(config, classes, threshold, thresholds, columns, depths):
              "SparseCategoricalCrossentropy": "sparse_categorical_crossentropy"}
     _spec(config, _plain(whole))
     _spec(config, _plain({"AUC": "auc"}), classes=numbers)
-    _spec(config, _plain(_TOP_CLASS, top_k=1), classes=numbers)
+    _spec(config, _plain(_TOP_CLASS, top_k=1, thresholds=[0.0]), classes=numbers)
     for average in ("macro_average", "micro_average"):
         _spec(config, _plain({"AUC": "auc"}), average=average, over=numbers)
 

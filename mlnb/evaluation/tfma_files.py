@@ -42,7 +42,7 @@ def record_file(
         return length + _checksum(length) + one + _checksum(one)
     return b"".join(map(framed, records))
 
-# %% ../../nbs/evaluation/12_tfma_files.ipynb #22ebadf8
+# %% ../../nbs/evaluation/12_tfma_files.ipynb #f50ca48d
 _HOW = {"macro": "macro_average", "micro": "micro_average", "weighted": "weighted_macro_average"}
 
 def _fill_key(key, metric, rows):
@@ -54,6 +54,7 @@ def _fill_key(key, metric, rows):
     if place:
         before, _, after = name.rpartition(place)
         name, key.sub_key.class_id.value = before + after, classes[place]
+        if rows.task == "multiclass" and before != "auc": key.sub_key.top_k.value = 1   # of the class that was called
     elif rows.task in ("multiclass", "multilabel") and averaged:
         name = averaged[1] + (averaged[3] or "")
         setattr(key.aggregation_type, _HOW[averaged[2]], True)

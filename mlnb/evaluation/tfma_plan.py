@@ -121,15 +121,18 @@ def _check_needs(runner, values):
         raise EvaluationError(f"{runner} needs {absent[0]} on this machine to start its job server",
                               cure=f"install {absent[0]}, or name a running one with --job_endpoint=host:port")
 
-# %% ../../nbs/evaluation/10_tfma_plan.ipynb #1ce6b995
+# %% ../../nbs/evaluation/10_tfma_plan.ipynb #4f6754c5
 _SECRET = re.compile(r"password|passwd|secret|token|credential|api_?key|private_?key|access_?key", re.IGNORECASE)
 
 def _masked(flag):
     name, equals, value = flag.partition("=")
     if _SECRET.search(name): return f"{name}{equals}***" if equals else name
-    return name + equals + re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", value)
+    return name + equals + _public(value)
+
+def _public(text): return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", str(text))
 
 def _where(runner, values):
+    values = {name: _public(value) for name, value in values.items()}
     workers = int(str(values.get("direct_num_workers", 1)) or 1)
     count = workers or os.cpu_count() or 1
     mode = values.get("direct_running_mode", "in_memory")
@@ -142,7 +145,7 @@ def _where(runner, values):
             "PortableRunner": f"the job server at {values.get('job_endpoint')}",
             "PrismRunner": f"Prism from {values.get('prism_location')}, on this machine"}[runner]
 
-# %% ../../nbs/evaluation/10_tfma_plan.ipynb #2b8bc518
+# %% ../../nbs/evaluation/10_tfma_plan.ipynb #0e1bbc39
 class Plan(NamedTuple):
     "Where an evaluation will run; prints without secrets."
     runner: str               # name of a Beam runner
@@ -154,11 +157,9 @@ class Plan(NamedTuple):
         "Does work leave this process, so that the table must be handed over in parts?"
         return self.runner != "BundleBasedDirectRunner"
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         options = ", ".join(map(_masked, self.options)) or "none"
         return f"runner   {self.runner}\nwhere    {self.where}\noptions  {options}"
-
-    __repr__ = __str__
 
 # %% ../../nbs/evaluation/10_tfma_plan.ipynb #55a37991
 def beam_plan(

@@ -21,7 +21,7 @@ from .tfma_config import eval_config, free_columns
 from .tfma_plan import Plan, beam_plan
 from ..training.quiet import import_quietly, quiet
 
-# %% ../../nbs/evaluation/11_tfma_run.ipynb #5e3c1790
+# %% ../../nbs/evaluation/11_tfma_run.ipynb #fa7a4fc1
 def _merge(self, accumulators):
     "Merge parts, each of them once."
     accumulators = iter(accumulators)
@@ -32,7 +32,7 @@ def _merge(self, accumulators):
 def _replacement(module, name):
     import types
     old = getattr(module, name)
-    merge = types.FunctionType(_merge.__code__, {"__builtins__": __builtins__, "iter": iter, "next": next}, "merge")
+    merge = types.FunctionType(_merge.__code__, {"__builtins__": __builtins__, "__name__": "mended"}, "merge")
     changes = {"merge_accumulators": merge}
     if name == "_BinaryCrossEntropyCombiner":
         def _cross_entropy(self, label, prediction):
@@ -174,13 +174,13 @@ def undefined(
     if "[" in metric: shares = shares[rows.classes.index(metric.split("[", 1)[1][:-1]), None]
     return not len(shares) or bool(((shares == 0) | (shares == 1)).any())
 
-# %% ../../nbs/evaluation/11_tfma_run.ipynb #f2798ea3
+# %% ../../nbs/evaluation/11_tfma_run.ipynb #3e6ad5a7
 def slice_members(
     cut:pd.DataFrame,                # (n, columns) slice values as texts, best as ordered categories
     specs:Sequence[Sequence[str]],   # column names of each specification; () is everybody
 ) -> dict[tuple, np.ndarray]:        # ((column, value), ...) -> row numbers; in the order of `specs` and of the categories
     "The rows of every slice that has any."
-    found = {}
+    found: dict[tuple, np.ndarray] = {}
     for spec in specs:
         names = list(spec)
         if not names: found[()] = np.arange(len(cut))
@@ -191,7 +191,7 @@ def slice_members(
                 found[tuple(zip(map(str, names), map(str, texts), strict=True))] = groups[values]
     return found
 
-# %% ../../nbs/evaluation/11_tfma_run.ipynb #f52df61a
+# %% ../../nbs/evaluation/11_tfma_run.ipynb #069b81eb
 def _ranks(cut, names):
     "Sort key of group values: by category where there are categories, by text otherwise."
     orders = [{value: i for i, value in enumerate(cut[name].cat.categories)}
@@ -210,13 +210,14 @@ def _averages(figures, rows, members):
     if rows.task == "multiclass": labels = labels[:, None] == np.arange(len(rows.classes))
     shares = weights @ labels
     ends = {name.split("]")[-1] for name in figures if name.startswith(f"precision[{rows.classes[0]}]")}
+    accuracy = float(np.nansum(shares * [figures[f"recall[{c}]"].value for c in rows.classes]) / (shares.sum() or np.nan))
     names = [("auc", ""), *((name, end) for name in ("precision", "recall", "f1_score") for end in sorted(ends))]
     for name, end in names:
         each = np.array([_value(figures, rows, members, f"{name}[{c}]{end}") for c in rows.classes])
         there = shares > 0
         weighted = shares[there] @ each[there] / shares.sum() if there.any() else np.nan
         taken = {"macro": each.mean(), "weighted": weighted}
-        if rows.task == "multiclass" and name != "auc": taken["micro"] = figures["sparse_categorical_accuracy"].value
+        if rows.task == "multiclass" and name != "auc": taken["micro"] = accuracy
         for how, value in taken.items():
             one = Figure((), f"{name}_{how}{end}", float(value), float("nan"), float("nan"))
             figures.setdefault(one.metric, one)
