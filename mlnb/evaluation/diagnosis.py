@@ -84,7 +84,7 @@ def _asked(title:str, question:Callable, tasks:Sequence, task:str) -> Answer|Non
     try: return Answer(title, question(), "")
     except EvaluationError as e: return Answer(title, None, f"{e.problem}" + (f" ({e.got})" if e.got else ""))
 
-# %% ../../nbs/evaluation/90_diagnosis.ipynb #31d0b13b
+# %% ../../nbs/evaluation/90_diagnosis.ipynb #e593bba4
 def diagnose(
     rows:Rows,                    # checked test rows
     valid:Rows|None=None,         # checked validation rows of the same model, for calibration; None: it is not repaired
@@ -94,7 +94,8 @@ def diagnose(
     seed:int=0,                   # draws what is drawn
 ) -> Diagnosis:
     "Ask every question that has a meaning for the task; what cannot be answered says why."
-    asked = [_asked(*question, rows.task) for question in _questions(rows, valid, list(columns), groups, thresholds, seed)]
+    questions = _questions(rows, valid, list(columns), groups, thresholds, seed)
+    asked = [_asked(title, question, tasks, rows.task) for title, question, tasks in questions]
     answers = tuple(one for one in asked if one is not None)
     found = answers[0].found if answers and answers[0].title == "Where it is worse" else None
     return Diagnosis(answers, found.table if found is not None else pd.DataFrame())
