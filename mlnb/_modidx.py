@@ -933,6 +933,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlnb/evaluation/simpson.py'),
                                          'mlnb.evaluation.simpson._judged': ( 'evaluation/simpson.html#_judged',
                                                                               'mlnb/evaluation/simpson.py'),
+                                         'mlnb.evaluation.simpson._length': ( 'evaluation/simpson.html#_length',
+                                                                              'mlnb/evaluation/simpson.py'),
                                          'mlnb.evaluation.simpson._outcomes': ( 'evaluation/simpson.html#_outcomes',
                                                                                 'mlnb/evaluation/simpson.py'),
                                          'mlnb.evaluation.simpson._p': ('evaluation/simpson.html#_p', 'mlnb/evaluation/simpson.py'),

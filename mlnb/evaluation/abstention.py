@@ -85,7 +85,7 @@ class Abstention(NamedTuple):
         return (plot([Curve(name, c.share[some], value[some], low[some], high[some])], "share answered", f"{name} among the answered", (0, 1),
                      caption=f"What the model is worth on the rows it is surest of ({name})") + html_table(table))
 
-# %% ../../nbs/evaluation/47_abstention.ipynb #0b5a407d
+# %% ../../nbs/evaluation/47_abstention.ipynb #89d713e6
 def abstention_curve(
     rows:Rows,                        # checked test rows
     confidence:np.ndarray|None=None,  # (n,) your own, higher is surer; None: from the scores
@@ -103,8 +103,8 @@ def abstention_curve(
     curve = pd.DataFrame({"share": share, "risk": risk, "low": low, "high": high, "confidence": sure[order][ends[kept]],
                           "examples": ends[kept] + 1})
     worst = float(np.average(lost, weights=rows.weights))
-    return Abstention(curve[curve.share > 0].reset_index(drop=True), name, _area(lost, rows.weights, sure), _area(lost, rows.weights, -np.argsort(np.argsort(lost, kind="stable")).astype(float)),
-                      worst)
+    best = _area(lost, rows.weights, -np.argsort(np.argsort(lost, kind="stable")).astype(float))
+    return Abstention(curve[curve.share > 0].reset_index(drop=True), name, _area(lost, rows.weights, sure), best, worst)
 
 # %% ../../nbs/evaluation/47_abstention.ipynb #8be6e089
 def confidence_needed(

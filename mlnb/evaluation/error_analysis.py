@@ -128,7 +128,7 @@ def confusion_pairs(
     table = pd.DataFrame(lines, columns=["label", "taken_for", "examples", "share", "confidence", "back"])
     return Confusions(table.sort_values(["share", "examples"], ascending=False, kind="stable", ignore_index=True))
 
-# %% ../../nbs/evaluation/48_error_analysis.ipynb #fa68c300
+# %% ../../nbs/evaluation/48_error_analysis.ipynb #e8cda494
 def _binned(x, residual, weights, bins):
     "Mean, its interval and the middle nine tenths of residuals along x."
     lines, order = [], np.argsort(x, kind="stable")
@@ -141,7 +141,8 @@ def _binned(x, residual, weights, bins):
         mean, size = np.average(r, weights=w), w.sum()**2 / (w @ w)
         reach = 1.96 * np.sqrt(np.average((r - mean)**2, weights=w) / (size - 1)) if size > 1 else np.nan
         low, middle, high = np.quantile(r, [0.05, 0.5, 0.95])
-        lines.append({"x": float(np.average(x[part], weights=w)), "mean": mean, "low": mean - reach, "high": mean + reach, "q05": low, "q50": middle, "q95": high,
+        lines.append({"x": float(np.average(x[part], weights=w)), "mean": mean, "low": mean - reach, "high": mean + reach, "q05": low, "q50": middle,
+                      "q95": high,
                       "examples": len(part)})
     return pd.DataFrame(lines, columns=["x", "mean", "low", "high", "q05", "q50", "q95", "examples"])
 

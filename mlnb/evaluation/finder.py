@@ -55,14 +55,14 @@ def _candidates(codes, loss, alphas, max_columns, min_examples, most, started):
         _say(f"{i + 1} of {len(alphas)} searches done", started)
     return list(found)
 
-# %% ../../nbs/evaluation/42_finder.ipynb #c93698bc
+# %% ../../nbs/evaluation/42_finder.ipynb #9ac1d03a
 def _mean(loss, weights):
     "Weighted mean, its variance, and how many equal weights would say as much."
     total = weights.sum()
     if total <= 0: return float("nan"), float("nan"), 0.0
-    mean = float(weights @ loss / total)
-    size = float(total**2 / (weights @ weights))
-    spread = float((weights**2 @ (loss - mean)**2) / total**2)
+    mean = float((weights * loss).sum() / total)
+    size = float(total**2 / (weights**2).sum())
+    spread = float(((weights * (loss - mean))**2).sum() / total**2)
     return mean, spread * size / max(size - 1, 1e-9), size
 
 # %% ../../nbs/evaluation/42_finder.ipynb #9d320897

@@ -18,19 +18,19 @@ from .metrics import MAIN_METRIC, METRICS, Measured, direction
 from .rows import Rows, find_column
 from .sketches import Curve, Sketch, html_table, plot
 
-# %% ../../nbs/evaluation/43_simpson.ipynb #978c3d40
+# %% ../../nbs/evaluation/43_simpson.ipynb #b55dee57
 def _around(values, weights, strata):
     "Values around their mean; around that of their stratum where strata are given."
-    if strata is None: return values - weights @ values / weights.sum()
+    if strata is None: return values - (weights * values).sum() / weights.sum()
     total = np.maximum(np.bincount(strata, weights), 1e-300)
     return values - (np.bincount(strata, weights * values) / total)[strata]
 
 def _slope(x, y, weights, strata=None):
     "Slope around the means, each row's share in its error, and in how many strata it rises and falls."
     dx, dy = _around(x, weights, strata), _around(y, weights, strata)
-    spread = float(weights @ dx**2)
-    if not spread > 1e-12 * max(float(weights @ x**2), 1e-300): return np.nan, np.zeros(len(x)), (0, 0)
-    slope = float(weights @ (dx * dy) / spread)
+    spread = float((weights * dx**2).sum())
+    if not spread > 1e-12 * max(float((weights * x**2).sum()), 1e-300): return np.nan, np.zeros(len(x)), (0, 0)
+    slope = float((weights * dx * dy).sum() / spread)
     each = np.zeros(1) if strata is None else np.bincount(strata, weights * dx * dy)
     return slope, weights * dx * (dy - slope * dx) / spread, (int((each > 0).sum()), int((each < 0).sum()))
 
@@ -43,6 +43,8 @@ def _usable(x, strata, weights, min_examples):
     ends = [np.bincount(held[side], minlength=len(size)) for side in (place < middle, place > middle)]
     used = np.minimum(*ends) >= min_examples
     return seen[used[held]], int(used.sum())
+
+def _length(shares): return float(np.sqrt((shares**2).sum()))
 
 def _p(value, error, sign=0):
     "Two-sided p of a value against 0; with a sign, one-sided that it has this sign."
@@ -77,19 +79,19 @@ def trend(
     rows, used = _usable(x, strata, weights, min_examples)
     return _trend(x[rows], y[rows], strata[rows], weights[rows], used, 1.0) if used > 1 else None
 
-# %% ../../nbs/evaluation/43_simpson.ipynb #39276cf1
+# %% ../../nbs/evaluation/43_simpson.ipynb #b364656e
 def _trend(x, y, strata, weights, used, level):
     "A trend on usable rows; None where it does not exist, or where the overall one has a p above the level."
     overall, share, _ = _slope(x, y, weights)
-    error = float(np.sqrt(share @ share))
+    error = _length(share)
     real = _p(overall, error)
     if not np.isfinite(overall) or real > level: return None
     fixed, fixed_share, (rises, falls) = _slope(x, y, weights, strata)
-    fixed_error, apart = float(np.sqrt(fixed_share @ fixed_share)), share - fixed_share
+    fixed_error = _length(fixed_share)
     if not np.isfinite(fixed): return None
     a, b = 1.96 * error, 1.96 * fixed_error
     return Trend(overall, overall - a, overall + a, fixed, fixed - b, fixed + b, max(real, _p(fixed, fixed_error, -np.sign(overall))),
-                 max(real, _p(overall - fixed, float(np.sqrt(apart @ apart)))), used, falls if overall > 0 else rises, len(x))
+                 max(real, _p(overall - fixed, _length(share - fixed_share))), used, falls if overall > 0 else rises, len(x))
 
 # %% ../../nbs/evaluation/43_simpson.ipynb #9e3e2878
 def _outcomes(rows, loss):
