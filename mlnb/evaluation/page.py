@@ -53,16 +53,17 @@ class EvaluationPage:
         names = ", ".join(section.title for section in self.sections)
         return f"{self.title}: {names}. Shows itself in a notebook; .save(path) writes it as one HTML file"
 
-# %% ../../nbs/evaluation/39_page.ipynb #403be794
+# %% ../../nbs/evaluation/39_page.ipynb #ff37197b
 _VIEWS_OF = {"binary": "Curves", "multiclass": "Confusion and curves", "multilabel": "Curves by label", "regression": "Errors", "ranking": "Queries"}
 
 def _piece(kind, source, inside): return f'<div class="ev" data-kind="{kind}" data-source="{source}">{inside}</div>'
 
 def _worst(known):
-    "Number of the curves of the worst slice that has rows enough; 0 where there is none."
-    for gap, one in worst_first(known, known["main"]):
-        if not one["small"] and gap < 0 and one["curve"] > 0: return one["curve"]
-    return 0
+    "Number of the curves shown first: the worst slice that failed, else one whose figure has an interval, else any; 0 where there is none."
+    def sure(one): return len(one["values"][known["main"]] or ()) == 3
+    slices = [one for gap, one in worst_first(known, known["main"]) if not one["small"] and gap < 0 and one["curve"] > 0]
+    ranked = sorted(slices, key=lambda one: (not one["failed"], not sure(one)))
+    return ranked[0]["curve"] if ranked else 0
 
 def _summary(rows, known, verdict):
     facts = [("Task", rows.task), ("Label", rows.label), ("Test rows", f"{len(rows.weights):,}"), ("Slices", f"{len(known['slices']) - 1:,}")]

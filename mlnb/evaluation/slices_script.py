@@ -8,7 +8,7 @@ __all__ = ['LOOKS', 'HELPERS', 'SLICES_SCRIPT']
 # %% ../../nbs/evaluation/36_slices_script.ipynb #9fda617b
 from ..markup import script, style
 
-# %% ../../nbs/evaluation/36_slices_script.ipynb #8fb1ba8d
+# %% ../../nbs/evaluation/36_slices_script.ipynb #2299735e
 LOOKS = style("""
 .ev{max-width:100%}.ev .slices .where{text-align:left;white-space:normal;min-width:10rem;max-width:26rem;
   overflow-wrap:anywhere;font-weight:500}
@@ -41,6 +41,9 @@ LOOKS = style("""
   border:1px solid var(--page)}
 .ev .confusion th{padding-right:.5rem;font-weight:500;min-width:3.5rem;overflow-wrap:break-word}
 .ev .beside th.n{white-space:normal;min-width:4rem}.ev .confusion td b{font-weight:600}
+.ev .confusion.many :is(th,td){font-size:.75rem;min-width:2.125rem;padding:.125rem .25rem}
+.ev .confusion.many td b{font-weight:400}
+.ev .shares{margin-top:.75rem}.ev [data-part] h3{margin-top:1rem}
 .ev .confusion td button{border:0;background:none;padding:0;min-height:0;font:inherit;color:inherit}
 .ev .confusion td:has(button[aria-pressed=true]){outline:2px solid var(--accent);outline-offset:-2px}
 .ev input[type=range]{width:min(24rem,60vw)}
@@ -191,7 +194,7 @@ _TABLE = r"""
 })();
 """
 
-# %% ../../nbs/evaluation/36_slices_script.ipynb #6116863b
+# %% ../../nbs/evaluation/36_slices_script.ipynb #ef172ed3
 _FOREST = r"""
 (() => {
   "use strict";
@@ -251,7 +254,7 @@ _FOREST = r"""
       const rest = this.slices.slice(named.length), left = Math.min(280, this.width * 0.42), right = this.width - 20;
       const x = this.scale(this.ends, left, right), step = Math.min(6, Math.max(1, BAND / Math.max(1, rest.length)));
       const band = TOP + named.length * LINE + (many ? 16 : 0), tall = band + rest.length * step + 6;
-      const most = Math.floor((left - 12) / 7), half = Math.floor((most - 1) / 2);
+      const most = Math.floor((left - 12) / 7.6), half = Math.floor((most - 1) / 2);
       const short = s => s.length > most ? `${s.slice(0, half)}…${s.slice(-half)}` : s;
       const marks = mlnb.ticks(...this.ends), every = Math.max(1, Math.ceil(marks.length * 52 / (right - left)));
       const ticks = marks.filter((_, i) => i % every === 0).map(v => [

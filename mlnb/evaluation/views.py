@@ -93,17 +93,19 @@ def rates(
             "selection_rate": share(tp + fp, tn + fp + fn + tp), "f1_score": share(2 * tp, 2 * tp + fp + fn),
             "accuracy": share(tp + tn, tn + fp + fn + tp)}
 
-# %% ../../nbs/evaluation/35_views.ipynb #23fcbb27
+# %% ../../nbs/evaluation/35_views.ipynb #991fdf4c
 def _square(names, counts, caption):
     "A confusion matrix: rows are labels, columns what the model says."
     total = [sum(row) or 1 for row in counts]
     heads = "".join(f'<th scope="col">{text(name)}</th>' for name in names)
     def cell(i, j):
         share = counts[i][j] / total[i]
-        return f'<td class="n" style="--p:{100 * share:.0f}%"><b>{figure_count(counts[i][j])}</b> <small>{share:.0%}</small></td>'
+        few = f" <small>{share:.0%}</small>" if len(names) <= 10 else ""
+        return f'<td class="n" style="--p:{100 * share:.0f}%"><b>{figure_count(counts[i][j])}</b>{few}</td>'
     lines = "".join(f'<tr><th scope="row">{text(name)}</th>{"".join(cell(i, j) for j in range(len(names)))}</tr>' for i, name in enumerate(names))
     head = f'<caption>{text(caption)}</caption><thead><tr><th class="soft">label \\ said</th>{heads}</tr></thead>'
-    return f'<div class="wide"><table class="plain confusion">{head}<tbody>{lines}</tbody></table></div>'
+    many = " many" if len(names) > 10 else ""
+    return f'<div class="wide"><table class="plain confusion{many}">{head}<tbody>{lines}</tbody></table></div>'
 
 def _at_threshold(data, names, unit=0):
     "Confusion matrix and rates of everybody at the threshold in use."

@@ -74,7 +74,7 @@ _CHART = r"""
 })();
 """
 
-# %% ../../nbs/evaluation/37_views_script.ipynb #f595dbc6
+# %% ../../nbs/evaluation/37_views_script.ipynb #ff3d2c0f
 _VIEWS = r"""
 (() => {
   "use strict";
@@ -194,15 +194,15 @@ _VIEWS = r"""
       const click = (i, j) => { this.cell = this.cell?.join() === `${i},${j}` ? null : [i, j]; this.square();
         part.querySelector(`[data-cell="${i},${j}"]`)?.focus(); };
       const told = this.cell ? this.shares(names, all, own) : el("p", {className: "small soft"}, "Choose a cell to see how its row is spread.");
-      fill(part, el("div", {className: "beside"}, mlnb.squareOf(names, all, "Overall", click, this.cell), own && mlnb.squareOf(names, own, this.name)),
-        el("div", {role: "status"}, told));
+      const one = (m, name, first) => mlnb.squareOf(names, m, name, first && click, this.cell), only = own && k > 10;
+      fill(part, el("div", {className: "beside"}, !only && one(all, "Overall", true), own && one(own, this.name, only)), el("div", {role: "status"}, told));
     }
     shares(names, all, own) {
       const [i, chosen] = this.cell, both = [[all, "Overall"], own && [own, this.name]].filter(Boolean);
       const share = (m, j) => m[i][j] / (m[i].reduce((a, b) => a + b, 0) || 1), order = names.map((_, j) => j).sort((a, b) => all[i][b] - all[i][a]);
       const bar = ([m], j) => el("td", {}, el("span", {className: "share", style: `width:${(6 * share(m, j)).toFixed(2)}rem`}),
         ` ${(100 * share(m, j)).toFixed(0)} %, ${count(m[i][j])}`);
-      return el("table", {className: "plain"}, el("caption", {}, `Rows that are ${names[i]}: what the model says`),
+      return el("table", {className: "plain shares"}, el("caption", {}, `Rows that are ${names[i]}: what the model says`),
         el("thead", {}, el("tr", {}, el("th", {}), both.map(([, n]) => el("th", {scope: "col"}, n)))), el("tbody", {}, order.slice(0, 10).map(j =>
           el("tr", {className: j === chosen ? "picked" : ""}, el("th", {scope: "row"}, names[j]), both.map(b => bar(b, j))))));
     }
@@ -213,8 +213,9 @@ _VIEWS = r"""
     return el("td", {className: "n", style: `--p:${share}%`}, click ? el("button", {type: "button", "data-cell": `${i},${j}`, on: {click: () => click(i, j)},
       ariaPressed: String(chosen?.[0] === i && chosen?.[1] === j), title: `${names[i]} called ${names[j]}: ${share} %`}, words) : words);
   };
-  mlnb.squareOf = (names, counts, caption, click, chosen) => el("div", {className: "wide"}, el("table", {className: "plain confusion"},
-    el("caption", {}, caption), el("thead", {}, el("tr", {}, el("th", {className: "soft"}, "label \\ said"), names.map(n => el("th", {scope: "col"}, n)))),
+  mlnb.squareOf = (names, counts, caption, click, chosen) => el("div", {className: "wide"}, el("table",
+    {className: `plain confusion${names.length > 10 ? " many" : ""}`}, el("caption", {}, caption),
+    el("thead", {}, el("tr", {}, el("th", {className: "soft"}, "label \\ said"), names.map(n => el("th", {scope: "col"}, n)))),
     el("tbody", {}, counts.map((row, i) => el("tr", {}, el("th", {scope: "row"}, names[i]), row.map((_, j) => cell(names, row, i, j, click, chosen)))))));
   mlnb.wake("views", box => new Views(box));
 })();
