@@ -26,11 +26,11 @@ class Answer(NamedTuple):
     found: object         # displays itself; None where there is no answer
     reason: str           # why there is none; "" where there is one
 
-# %% ../../nbs/evaluation/90_diagnosis.ipynb #badae29a
+# %% ../../nbs/evaluation/90_diagnosis.ipynb #30c8d1a9
 class Diagnosis(NamedTuple):
     "Answers in reading order; displays as a page of them."
     answers: tuple        # of `Answer`
-    slices: pd.DataFrame  # slices where the model is worse, see `finder.find_slices`; empty where none was found
+    slices: pd.DataFrame  # slices where it is worse or surprised, see `finder.find_slices`, and the `loss` that told; may be empty
 
     def sections(self) -> list[tuple[str, str]]:
         "(title, HTML) of every answer there is, for `evaluation_page`."
@@ -46,14 +46,14 @@ class Diagnosis(NamedTuple):
 
     def __repr__(self) -> str:
         answered = ", ".join(title for title, _ in self.sections())
-        worse = ", ".join(self.slices.slice) if len(self.slices) else "nowhere beyond doubt"
+        worse = ", ".join(dict.fromkeys(self.slices.slice)) if len(self.slices) else "nowhere beyond doubt"
         return "\n".join([f"worse: {worse}", f"answered: {answered}",
                           *(f"no answer to '{one.title}': {one.reason}" for one in self.answers if one.found is None)])
 
     def _repr_html_(self) -> str:
         return "".join(f"<h4>{title}</h4>{html}" for title, html in self.sections())
 
-# %% ../../nbs/evaluation/90_diagnosis.ipynb #d6011ed8
+# %% ../../nbs/evaluation/90_diagnosis.ipynb #4ae8d312
 def _calibration(rows, valid):
     methods = ("platt", "isotonic", "temperature") if rows.task == "binary" else ("temperature",)
     fitted = {} if valid is None else {name: fit_calibration(valid, name) for name in methods}
@@ -66,6 +66,7 @@ def _questions(rows, valid, columns, groups, thresholds, seed):
     "(title, function, tasks it has a meaning for)."
     every, classified = ("binary", "multiclass", "multilabel", "regression"), ("binary", "multiclass", "multilabel")
     yield "Where it is worse", lambda: find_slices(rows, columns, seed=seed), every
+    yield "Where it is surprised", lambda: find_slices(rows, columns, "surprise", seed=seed), classified
     seen = ("label", "prediction") if rows.task in ("binary", "regression") else ()
     yield "Trends that turn", lambda: find_reversals(rows, columns, columns, outcomes=seen), every
     for column in groups: yield f"Fairness by {column}", _fairness(rows, column, thresholds), ("binary",)
@@ -77,14 +78,16 @@ def _questions(rows, valid, columns, groups, thresholds, seed):
     yield "The worst rows", lambda: worst_rows(rows, columns=columns), every
     yield "The surest mistakes", lambda: worst_rows(rows, columns=columns, confident=True), ("binary", "multiclass")
 
-# %% ../../nbs/evaluation/90_diagnosis.ipynb #a75d2575
+# %% ../../nbs/evaluation/90_diagnosis.ipynb #7924c089
+_FINDERS = ("Where it is worse", "Where it is surprised")
+
 def _asked(title:str, question:Callable, tasks:Sequence, task:str) -> Answer|None:
     "An answer; None where the question has no meaning for the task."
     if task not in tasks: return None
     try: return Answer(title, question(), "")
     except EvaluationError as e: return Answer(title, None, f"{e.problem}" + (f" ({e.got})" if e.got else ""))
 
-# %% ../../nbs/evaluation/90_diagnosis.ipynb #e593bba4
+# %% ../../nbs/evaluation/90_diagnosis.ipynb #db567095
 def diagnose(
     rows:Rows,                    # checked test rows
     valid:Rows|None=None,         # checked validation rows of the same model, for calibration; None: it is not repaired
@@ -97,5 +100,6 @@ def diagnose(
     questions = _questions(rows, valid, list(columns), groups, thresholds, seed)
     asked = [_asked(title, question, tasks, rows.task) for title, question, tasks in questions]
     answers = tuple(one for one in asked if one is not None)
-    found = answers[0].found if answers and answers[0].title == "Where it is worse" else None
-    return Diagnosis(answers, found.table if found is not None else pd.DataFrame())
+    finds = [one.found for one in answers if one.found is not None and one.title in _FINDERS]
+    tables = [found.table.assign(loss=found.loss) for found in finds]
+    return Diagnosis(answers, pd.concat(tables, ignore_index=True) if tables else pd.DataFrame())
