@@ -14,8 +14,10 @@ from mlnb.tracking.wandb_runs import find_wandb_runs, read_history, read_wandb_r
 from mlnb.tracking.wandb_write import COMPLETE
 
 TAXI = ROOT.parent / "shared" / "data" / "chicago_taxi.csv"
-SMALL = ["-p", "rows=4000", "-p", "train.epochs=2", "-p", "tune.epochs=1", "-p", "trials=1"]
-STAGES = ["ingest", "validate", "prepare", "baseline", "tune", "train", "export", "evaluate", "register"]
+SMALL = ["-p", "ingest.rows=4000", "-p", "train.epochs=2", "-p", "tune.epochs=1", "-p", "trials=1"]
+STAGES = [
+    "ingest", "validate", "prepare", "baseline", "tune", "train", "behaviour", "attack", "explain", "export", "evaluate", "card", "register"
+]
 LENIENT = ["-p", 'gates=["auc > 0.4"]']
 
 
