@@ -53,7 +53,7 @@ def coverage(
         found += [[name, part, len(rows), *_shares(rows[name], seen)] for part, rows in parts]
     return pd.DataFrame(found, columns=["column", "slice", "rows", "has_value", "known", "in_range"])
 
-# %% ../../nbs/evaluation/67_ablation.ipynb #998de8a3
+# %% ../../nbs/evaluation/67_ablation.ipynb #2ac8bd69
 def coverage_picture(
     found:pd.DataFrame,  # from `coverage`
     most:int=12,         # lines of each chart, the worst
@@ -66,7 +66,7 @@ def coverage_picture(
         low = found[(found[name] < 1) & large].sort_values(name, kind="stable").head(most)
         bars = [Bar(row.column if row.slice == "Overall" else f"{row.column}, {row.slice}", getattr(row, name),
                     note=f"of {row.rows:,} rows") for row in low.itertuples()]
-        if bars: charts.append(f"<p><small>Share of {meaning}</small></p>" + bar_chart(bars, f"share of {meaning}"))
+        if bars: charts.append(f"<p><small>Share of {meaning}</small></p>" + bar_chart(bars, f"share of {meaning}", reach=1.0))
     note = f"Only what is below one, slices of {least} rows and more; everything else is there, known and in range." if charts else \
         "Every column has a value in every row, every level is known and every number is in range."
     return picture("Feature coverage", *charts, note=note)

@@ -59,7 +59,7 @@ class Attributions(NamedTuple):
         pictures = [row_picture(self, i) for i in range(min(3, len(self.values)))]
         return "".join(one._repr_html_() for one in ([beeswarm(self)] if len(self.values) > 10 else pictures))
 
-# %% ../../nbs/evaluation/59_attributions.ipynb #445b5c43
+# %% ../../nbs/evaluation/59_attributions.ipynb #a178c0e6
 def _steps(one, row, most):
     "(name, contribution, margin) of the columns of a row, the small ones added up, the error last."
     values, margin = one.values.iloc[row], one.margin.iloc[row]
@@ -78,7 +78,7 @@ def _waterfall(one, steps, row, width):
     base, y, parts = float(one.base[row]), 22, []
     ends = base + np.cumsum([0.0, *(value for _, value, _ in steps)])
     x = scale_of([*ends, *(ends[i + 1] + s * half for i, (_, _, half) in enumerate(steps) for s in (-1, 1))],
-                 268, width - 84)
+                 288, width - 84)
     parts.append(label(240, 14, "base", "end") + label(x(base), 14, number_text(base), "middle"))
     for i, (name, value, half) in enumerate(steps):
         a, b = x(ends[i]), x(ends[i + 1])
@@ -89,13 +89,13 @@ def _waterfall(one, steps, row, width):
                      f'fill-opacity="{.3 if half > abs(value) else .85}"/>')
         if half: parts.append(f'<path d="M{x(ends[i + 1] - half):.1f} {y + 10}H{x(ends[i + 1] + half):.1f}" '
                               'stroke="currentColor" stroke-width="1.5" stroke-opacity=".6"/>')
-        parts.append(label(width - 78, y + 14, f"{value:+.3g}"))
+        parts.append(label(width - 78, y + 14, f"{value + 0.0:+.3g}"))
         y += 22
     parts.append(label(240, y + 14, one.output, "end", 34, 'font-weight="600"') +
                  label(x(ends[-1]), y + 14, number_text(float(one.scores[row])), "middle", style='font-weight="600"'))
     return drawing(parts, width, y + 24, f"contributions to the score {number_text(float(one.scores[row]))}")
 
-# %% ../../nbs/evaluation/59_attributions.ipynb #438276f1
+# %% ../../nbs/evaluation/59_attributions.ipynb #763a3c12
 def row_picture(
     one:Attributions,  # from any method
     row:int=0,         # which of its rows, from 0
@@ -110,15 +110,15 @@ def row_picture(
     if not one.trusted[row]:
         note += f" That is less than {one.least:.0%}: the model is not like this here, do not read the bars."
     if (one.margin.iloc[row] > 0).any(): note += " Lines: 95 % interval of the drawing of samples; pale: may be nothing."
-    svg = _waterfall(one, _steps(one, row, most), row, 680)
+    svg = _waterfall(one, _steps(one, row, most), row, 700)
     return picture(title or f"Row {one.values.index[row]}: {one.method}", svg, note=note.strip())
 
-# %% ../../nbs/evaluation/59_attributions.ipynb #36ee5fa7
+# %% ../../nbs/evaluation/59_attributions.ipynb #1a2f57cd
 def _shares(column):
     "Ranks of the numbers of a column from 0 to 1, NaN where it holds none."
     numbers = pd.to_numeric(column, errors="coerce") if column.dtype != object else pd.Series(np.nan, column.index)
     if str(column.dtype).startswith("datetime"): numbers = numbers.where(column.notna())
-    ranks = numbers.rank()
+    ranks = numbers.rank() if numbers.nunique() > 1 else numbers * np.nan
     return ((ranks - 1) / max(1, ranks.max() - 1)).to_numpy(float)
 
 def _apart(places, size):

@@ -125,7 +125,7 @@ def page(
             f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>{looks}</style>'
             f"<h1>{escape(title)}</h1>{body}</html>\n")
 
-# %% ../../nbs/evaluation/58_drawings.ipynb #e19bbedf
+# %% ../../nbs/evaluation/58_drawings.ipynb #2498d719
 class Bar(NamedTuple):
     "One bar."
     name: str
@@ -141,10 +141,11 @@ def bar_chart(
     says:str,             # what the lengths are, for who cannot see them
     width:int=680,        # pixels, at least 480
     signed:bool=True,     # colour by sign?
+    reach:float=0.0,      # a value that must have a place, such as 1 for shares
 ) -> str:                 # <svg>
     "Bars from zero with intervals."
     ends = [v for bar in bars for v in (bar.value, bar.low, bar.high)]
-    x, parts = scale_of(ends, _NAMES + 8, width - _FIGURES, include=[0.0]), []
+    x, parts = scale_of(ends, _NAMES + 8, width - _FIGURES, include=[0.0, reach]), []
     for i, bar in enumerate(bars):
         y, zero = i * _ROW + 4, x(0)
         end = x(bar.value) if math.isfinite(bar.value) else zero

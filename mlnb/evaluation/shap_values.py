@@ -88,19 +88,19 @@ def _base(predict, pool, names, m, others, output):
     scores = one_output(ask_mixed(predict, pool, names, choice, carry), output)
     return scores.reshape(m, len(others)).mean(axis=1)
 
-# %% ../../nbs/evaluation/62_shap_values.ipynb #837e6fa2
+# %% ../../nbs/evaluation/62_shap_values.ipynb #1aaec015
 def _import_shap():
     try: import shap
     except ImportError as e: raise missing_extra("shap", "explain", "SHAP") from e
     return shap
 
-def _coded(pool, names, m):
+def _coded(pool, names):
     "Cells as row numbers of equal cells: (p, d) floats."
     first = [pd.Series(range(len(pool))).groupby(pool[name].astype(object).map(repr).to_numpy()).transform("first")
              for name in names]
     return np.column_stack(first).astype(float)
 
-# %% ../../nbs/evaluation/62_shap_values.ipynb #a2a48e5a
+# %% ../../nbs/evaluation/62_shap_values.ipynb #d0aca4f5
 def shap_values(
     predict:Predictor,           # the model
     rows:pd.DataFrame,           # (m, d) rows to explain
@@ -114,13 +114,13 @@ def shap_values(
     seed:int=0,                  # which background rows, which orders
 ) -> Attributions:
     "The same by the package `shap`; raises `MissingExtraError` where it is not installed."
-    shap = _import_shap()
     if explainer not in ("auto", "exact", "permutation"):
         raise EvaluationError(f"no explainer '{explainer}'", expected="auto, exact or permutation; trees: shap_tree_values")
+    shap = _import_shap()
     names = chosen_columns(rows, columns)
     usual, m = some_rows(background, size, seed), len(rows)
     pool = pooled(rows, usual)
-    codes, kind = _coded(pool, names, m), explainer
+    codes, kind = _coded(pool, names), explainer
     if kind == "auto": kind = "exact" if len(names) <= EXACT_COLUMNS else "permutation"
     values, base = [], []
     for row in range(m):
@@ -129,7 +129,7 @@ def shap_values(
         masker = shap.maskers.Independent(codes[m:], max_samples=len(usual))
         made = (shap.ExactExplainer(scored, masker) if kind == "exact"
                 else shap.PermutationExplainer(scored, masker, seed=seed))
-        found = made(codes[row:row + 1]) if kind == "exact" else made(codes[row:row + 1], silent=True)
+        found = made(codes[row:row + 1], silent=True)
         values.append(found.values[0])
         base.append(float(np.ravel(found.base_values)[0]))
     table = pd.DataFrame(values, index=rows.index, columns=names)
