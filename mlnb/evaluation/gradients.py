@@ -17,7 +17,7 @@ from .drawings import Picture, drawing, label, picture
 from .predictors import one_output, some_rows
 from ..training.quiet import import_quietly
 
-# %% ../../nbs/evaluation/64_gradients.ipynb #939912d9
+# %% ../../nbs/evaluation/64_gradients.ipynb #0d84ebdb
 def path_gradients(
     head:Callable,         # differentiable: tensor (n, ...) float32 -> (n, k) scores, such as a Keras model
     points:np.ndarray,     # (m, ...) float, where the paths end
@@ -34,16 +34,15 @@ def path_gradients(
     places = tf.constant((nodes + 1) / 2, "float32")
     shape, each = points.shape[1:], max(1, most // (steps * len(baselines)))
     spread = [1] * len(shape)
-    start = tf.constant(baselines, "float32")
-    found = []
+    start, found = tf.constant(baselines, "float32"), []
+    one_output(np.asarray(head(start[:1]), float).reshape(1, -1), output)
     for first in range(0, len(points), each):
         end = tf.constant(points[first:first + each], "float32")
         way = end[:, None, None] - start[None, :, None]
         along = tf.reshape(start[None, :, None] + tf.reshape(places, [1, 1, -1, *spread]) * way, [-1, *shape])
         with tf.GradientTape() as tape:
             tape.watch(along)
-            score = tf.convert_to_tensor(head(along))
-            score = score[:, output] if len(score.shape) > 1 else score
+            score = tf.reshape(tf.convert_to_tensor(head(along)), [len(along), -1])[:, output]
         slopes = tape.gradient(score, along)
         if slopes is None: raise EvaluationError("the model has no gradient there", cure="use shapley_values")
         slopes = tf.reshape(slopes, [len(end), len(baselines), steps, *shape])

@@ -16,7 +16,7 @@ from .drawings import Bar, Picture, bar_chart, number_text, picture
 from .predictors import MOST_ROWS, Predictor, ask, ask_mixed, chosen_columns
 from .rows import check_rows
 
-# %% ../../nbs/evaluation/60_importance.ipynb #9661c493
+# %% ../../nbs/evaluation/60_importance.ipynb #cf91ee11
 def _parts(column):
     "Number of the part that each value falls in, gaps the last."
     if column.dtype != object and not isinstance(column.dtype, pd.CategoricalDtype) and column.nunique() > 10:
@@ -27,28 +27,37 @@ def _parts(column):
         codes = np.where(column.isna(), -1, column.astype(object).map({v: i for i, v in enumerate(top)}).fillna(20))
     return np.unique(codes, return_inverse=True)[1]
 
-def _cramer(one, other):
-    counts = np.zeros((one.max() + 1, other.max() + 1))
-    np.add.at(counts, (one, other), 1)
-    (r, k), n = counts.shape, counts.sum()
-    if min(r, k) < 2 or n < 3: return 0.0
-    expected = counts.sum(1, keepdims=True) * counts.sum(0, keepdims=True) / n
-    phi = max(0.0, ((counts - expected) ** 2 / expected).sum() / n - (k - 1) * (r - 1) / (n - 1))
-    r, k = r - (r - 1) ** 2 / (n - 1), k - (k - 1) ** 2 / (n - 1)
-    return float(min(1.0, np.sqrt(phi / min(k - 1, r - 1)))) if min(r, k) > 1 else 0.0
+def _corrected(phi, r, k, n):
+    "Cramér's V from the mean square contingency of tables of r by k parts, corrected for chance."
+    with np.errstate(divide="ignore", invalid="ignore"):
+        phi = np.maximum(0.0, phi - (k - 1) * (r - 1) / (n - 1))
+        least = np.minimum(k - (k - 1) ** 2 / (n - 1), r - (r - 1) ** 2 / (n - 1)) - 1
+        return np.where((np.minimum(r, k) > 1) & (least > 0), np.minimum(1.0, np.sqrt(phi / least)), 0.0)
 
-# %% ../../nbs/evaluation/60_importance.ipynb #c0ad68af
+# %% ../../nbs/evaluation/60_importance.ipynb #b914ee0d
+_MOST = 5000  # rows that associations are counted on, evenly picked
+
 def association(
     frame:pd.DataFrame,        # (n, d) any table
     columns:Iterable[str]=(),  # which columns; none: all
 ) -> pd.DataFrame:             # (d, d) Cramér's V, corrected for chance, in [0, 1]
     "How much each column says about each other one."
     names = chosen_columns(frame, columns)
-    parts = [_parts(frame[name]) for name in names]
-    found = np.eye(len(names))
-    for i in range(len(names)):
-        for j in range(i): found[i, j] = found[j, i] = _cramer(parts[i], parts[j])
-    return pd.DataFrame(found, index=names, columns=names)
+    sample = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, min(len(frame), _MOST)).astype(int))]
+    parts, n = [_parts(sample[name]) for name in names], len(sample)
+    if n < 3: return pd.DataFrame(np.eye(len(names)), index=names, columns=names)
+    sizes = np.array([part.max() + 1 for part in parts])
+    starts = np.concatenate([[0], sizes.cumsum()[:-1]])
+    places = np.zeros((n, sizes.sum()), "float32")
+    for start, part in zip(starts, parts, strict=True): places[np.arange(n), start + part] = 1
+    shares, found = places.sum(axis=0), np.eye(len(names))
+    for i, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        own = slice(start, start + size)
+        counts = places[:, own].T @ places
+        phi = np.add.reduceat((counts ** 2 / shares[own, None] / shares).sum(axis=0), starts) - 1
+        found[i] = _corrected(phi, size, sizes, n)
+    np.fill_diagonal(found, 1.0)
+    return pd.DataFrame(np.maximum(found, found.T), index=names, columns=names)
 
 def together(
     frame:pd.DataFrame,        # (n, d) any table
@@ -83,7 +92,7 @@ class Importance(NamedTuple):
 
 _COLUMNS = ["column", "columns", "importance", "low", "high", "uses", "together", "metric", "examples"]
 
-# %% ../../nbs/evaluation/60_importance.ipynb #5a55a70e
+# %% ../../nbs/evaluation/60_importance.ipynb #4b58aec6
 def _unseen(frame, train, columns):
     "Refuse rows that the model has learnt from: more than half of them are found, cell by cell, in the training rows."
     if train is None or not len(train): return
@@ -114,21 +123,27 @@ def _shuffled(predict, frame, units, repeats, rng):
         scores = ask_mixed(predict, frame, columns, choice, np.tile(np.arange(n), len(some) * repeats))
         yield from scores.reshape(len(some), repeats, n, -1)
 
-def _value(metric, rows): return metric_value(metric, rows.labels, rows.scores, rows.task, rows.threshold)
+class _Judge:
+    "The metric before and after, on the rows and on rows drawn again: the same draws for every column."
 
-def _losses(metric, labels, before, after, rows, seed, draws):
-    "How much worse each repeat is, on the rows and on resampled rows."
-    sign = direction(metric) or 1
-    def shaped(scores): return scores if rows.task == "multiclass" else scores[:, 0]
-    plain, drawn = [], []
-    base = metric_value(metric, labels, shaped(before), rows.task, rows.threshold)
-    for r, one in enumerate(after):
-        plain.append(sign * (base - metric_value(metric, labels, shaped(one), rows.task, rows.threshold)))
-        pair = [replicates(metric, labels, shaped(s), rows.task, rows.threshold, draws, seed + r) for s in (before, one)]
-        drawn.append(sign * (pair[0] - pair[1]))
-    return float(np.mean(plain)), np.concatenate(drawn)
+    def __init__(self, metric, rows, repeats, seed, draws):
+        self.metric, self.rows, self.seed, self.draws = metric, rows, seed, draws
+        self.sign, self.base = direction(metric) or 1, self.value(rows.scores)
+        self.drawn = [self.resampled(rows.scores, r) for r in range(repeats)]
 
-# %% ../../nbs/evaluation/60_importance.ipynb #e26acbc3
+    def value(self, scores): return metric_value(self.metric, self.rows.labels, scores, self.rows.task, self.rows.threshold)
+
+    def resampled(self, scores, r):
+        return replicates(self.metric, self.rows.labels, scores, self.rows.task, self.rows.threshold, self.draws, self.seed + r)
+
+    def loss(self, after):
+        "Mean loss over repeats, and the losses on resampled rows."
+        shaped = [one if self.rows.task == "multiclass" else one[:, 0] for one in after]
+        plain = [self.base - self.value(one) for one in shaped]
+        drawn = [before - self.resampled(one, r) for r, (before, one) in enumerate(zip(self.drawn, shaped, strict=True))]
+        return self.sign * float(np.mean(plain)), self.sign * np.concatenate(drawn)
+
+# %% ../../nbs/evaluation/60_importance.ipynb #e99d94f4
 def permutation_importance(
     predict:Predictor,            # the model
     frame:pd.DataFrame,           # (n, d) held-out rows with the label, at least 2
@@ -156,13 +171,14 @@ def permutation_importance(
     pairs = association(frame, names)
     units = _units(frame, names, together(frame, names) if groups is None else groups)
     after, found = _shuffled(predict, frame, units, repeats, np.random.default_rng(seed)), []
+    judge = _Judge(metric, rows, repeats, seed, draws)
     for (name, members), scores in zip(units, after, strict=True):
-        loss, drawn = _losses(metric, rows.labels, before, scores, rows, seed, draws)
+        loss, drawn = judge.loss(scores)
         low, high = interval(drawn)
         others = [c for c in names if c not in members and pairs.loc[members[0], c] >= 0.6] if members[0] in pairs else []
         found.append([name, members, loss, low, high, low > 0 or high < 0, ", ".join(others), metric, len(frame)])
     ranked = pd.DataFrame(found, columns=_COLUMNS).sort_values("importance", ascending=False, kind="stable")
-    return Importance(ranked.reset_index(drop=True), metric, _value(metric, rows), len(frame), repeats)
+    return Importance(ranked.reset_index(drop=True), metric, judge.base, len(frame), repeats)
 
 # %% ../../nbs/evaluation/60_importance.ipynb #284db42f
 def importance_picture(
