@@ -85,7 +85,7 @@ def look(
     features_of(schema)
     return {"rows": len(table), "facts": facts, "schema": schema, "leaks": leaks, "slices": slices or _slices(schema)}
 
-# %% ../nbs/80_new.ipynb #9b6bc384
+# %% ../nbs/80_new.ipynb #9ea17fc8
 _SETTINGS = "# How mlnb behaves here; `mlnb settings` lists every key with its meaning.\n[pipeline]\nname = tabular\n"
 _IGNORE = "runs/\n.ipynb_checkpoints/\n__pycache__/\n"
 _PYPROJECT = """# Packaging and nbdev; how mlnb behaves is in settings.ini.
@@ -102,11 +102,13 @@ _README = """# {name}
 
 Predicts `{label}` from `data/{data}`.
 
-    mlnb run      # ingest, validate, prepare, baseline, tune, train, evaluate, export, register; only what changed
-    mlnb show     # what came out
-    mlnb lab      # the notebooks, in JupyterLab
+    mlnb run                 # from the table to a verdict; only what changed
+    mlnb show                # what came out
+    mlnb get evaluate.page   # the verdict as a page: every slice, every curve
+    mlnb lab                 # the notebooks, in JupyterLab
 
 The stages are the notebooks in `nbs/stages/tabular/`; change them freely. `mlnb check` finds mistakes before a run does.
+What only a person knows about the model belongs into `nbs/stages/tabular/card.md`; until then its card says what is missing.
 """
 
 def _write_project(root, name, data, label, values):
