@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['tracking_command', 'run_command', 'run_stage_command', 'check_command', 'params_command', 'ls_command',
            'graph_command', 'why_command', 'show_command', 'status_command', 'lineage_command', 'settings_command',
-           'kernels_command', 'gc_command', 'debug_command', 'lab_command', 'new_command', 'completion_command']
+           'get_command', 'kernels_command', 'gc_command', 'debug_command', 'lab_command', 'new_command',
+           'completion_command']
 
 # %% ../nbs/89_answers.ipynb #098f1092
 import json, os, sys
@@ -209,6 +210,21 @@ def settings_command(
     "List every setting."
     from mlnb.pipeline.inspect import settings_rows, settings_text
     return _print(asked, rows := settings_rows(find_project()), lambda: settings_text(rows))
+
+# %% ../nbs/89_answers.ipynb #d3d168f5
+def get_command(
+    asked:Namespace,  # what was typed
+) -> int:             # exit code
+    "Take a result out of the store: small ones are printed, the others become files."
+    from mlnb.pipeline.get import find_scrap, scrap_text, take
+    from mlnb.pipeline.store import Store
+    project = find_project()
+    record = find_scrap(project, asked.scrap, asked.run or "last")
+    if record["encoder"] != "artifact" and not asked.output: return _print(asked, record["data"], lambda: scrap_text(record))
+    path = take(record, asked.scrap, Store(project.runs/"store"), Path(asked.output) if asked.output else None)
+    shown = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    document = {"scrap": asked.scrap, "file": shown, "type": record.get("type", record["encoder"]), "digest": record["digest"]}
+    return _print(asked, document, lambda: f"{asked.scrap} -> {shown}")
 
 # %% ../nbs/89_answers.ipynb #d33a8784
 def kernels_command(

@@ -12,7 +12,7 @@ from . import answers
 from .completion import complete
 from .errors import MlnbError
 
-# %% ../nbs/90_cli.ipynb #abcaa890
+# %% ../nbs/90_cli.ipynb #f8eb8a7c
 _PIPELINE = (("pipeline",), {"nargs": "?", "help": "folder under nbs/stages; not needed when there is only one"})
 _STAGE = (("stage",), {"nargs": "?", "help": "a stage; all, when left out"})
 _RUN = (("run",), {"nargs": "?", "help": "last, last~1, or the beginning of an id; last, when left out"})
@@ -70,6 +70,9 @@ COMMANDS: dict[str, Any] = {
     "status": (answers.status_command, "show what a run is doing now", [_RUN, _JSON]),
     "lineage": (answers.lineage_command, "show what made a result", [
         (("scrap",), {"help": "stage.scrap, such as train.model"}), (("--run",), {"metavar": "RUN"}), _JSON]),
+    "get": (answers.get_command, "take a result out of the store, into a file", [
+        (("scrap",), {"help": "stage.scrap, such as evaluate.page"}), (("-o", "--output"), {"metavar": "FILE", "help": "a table as .csv, .json or .parquet; a "
+            "figure as .png or .svg; here and under its own name, when left out"}), (("--run",), {"metavar": "RUN"}), _JSON]),
     "debug": (answers.debug_command, "get into a failed stage", [
         (("stage",), {"nargs": "?", "help": "the first that failed, when left out"}), _OF, _flag("--stop", "end the kept kernel"), _JSON]),
     "kernels": (answers.kernels_command, "show, start or stop what forks kernels with their imports done", [

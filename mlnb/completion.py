@@ -10,9 +10,9 @@ import argparse
 from .errors import MlnbError
 from .settings import find_project, pick_pipeline
 
-# %% ../nbs/88_completion.ipynb #357b5656
+# %% ../nbs/88_completion.ipynb #45b8965d
 def candidates(
-    kind:str,     # "pipeline", "stage" or "run"
+    kind:str,     # "pipeline", "stage", "run" or "scrap"
 ) -> list[str]:   # names; none when the project cannot be read
     "What can stand here, in the project of the current folder."
     try:
@@ -21,13 +21,16 @@ def candidates(
         if kind == "run":
             from mlnb.pipeline.runs import run_names
             return ["last", *run_names(project)[:50]]
+        if kind == "scrap":
+            from mlnb.pipeline.get import scrap_names
+            return scrap_names(project)
         from mlnb.pipeline.stage import read_pipeline
         return list(read_pipeline(project, pick_pipeline(project)))
     except MlnbError: return []
 
-# %% ../nbs/88_completion.ipynb #3eebcb1a
+# %% ../nbs/88_completion.ipynb #e82f5948
 _KINDS = {"pipeline": "pipeline", "--pipeline": "pipeline", "stage": "stage", "--select": "stage", "--exclude": "stage", "--force": "stage",
-          "run": "run", "--run": "run", "--against": "run", "--baseline": "run", "runs": "run", "--seed-of": "stage"}
+          "run": "run", "--run": "run", "scrap": "scrap", "--against": "run", "--baseline": "run", "runs": "run", "--seed-of": "stage"}
 
 def complete(
     argument:argparse.Action,  # from `add_argument`

@@ -85,7 +85,7 @@ def look(
     features_of(schema)
     return {"rows": len(table), "facts": facts, "schema": schema, "leaks": leaks, "slices": slices or _slices(schema)}
 
-# %% ../nbs/80_new.ipynb #dcbf457e
+# %% ../nbs/80_new.ipynb #9ea17fc8
 _SETTINGS = "# How mlnb behaves here; `mlnb settings` lists every key with its meaning.\n[pipeline]\nname = tabular\n"
 _IGNORE = "runs/\n.ipynb_checkpoints/\n__pycache__/\n"
 _PYPROJECT = """# Packaging and nbdev; how mlnb behaves is in settings.ini.
@@ -102,23 +102,27 @@ _README = """# {name}
 
 Predicts `{label}` from `data/{data}`.
 
-    mlnb run      # ingest, validate, prepare, baseline, tune, train, evaluate, export, register; only what changed
-    mlnb show     # what came out
-    mlnb lab      # the notebooks, in JupyterLab
+    mlnb run                 # from the table to a verdict; only what changed
+    mlnb show                # what came out
+    mlnb get evaluate.page   # the verdict as a page: every slice, every curve
+    mlnb lab                 # the notebooks, in JupyterLab
 
 The stages are the notebooks in `nbs/stages/tabular/`; change them freely. `mlnb check` finds mistakes before a run does.
+What only a person knows about the model belongs into `nbs/stages/tabular/card.md`; until then its card says what is missing.
 """
 
 def _write_project(root, name, data, label, values):
+    from mlnb.evaluation.card_words import card_template
     (root/"data").mkdir(parents=True)
     shutil.copyfile(data, root/"data"/data.name)
     write_atomic(root/"settings.ini", _SETTINGS)
     write_atomic(root/".gitignore", _IGNORE)
     write_atomic(root/"pyproject.toml", _PYPROJECT.format(name=name))
     write_atomic(root/"README.md", _README.format(name=name, label=label, data=data.name))
+    write_atomic(root/"nbs"/"stages"/"tabular"/"card.md", card_template())
     return copy_pipeline(template_folder(), root/"nbs"/"stages"/"tabular", values)
 
-# %% ../nbs/80_new.ipynb #c9ad461c
+# %% ../nbs/80_new.ipynb #bf463fcd
 def make_project(
     root:Path,               # folder to make; must not exist, or be empty
     data:Path,               # .csv or .parquet; it is copied into the project
@@ -132,7 +136,8 @@ def make_project(
     if not data.is_file(): raise DataError("there is no such file", where=str(data), expected="a .csv or .parquet file")
     found = look(data, label, list(slices), time)
     name = "".join(c if c.isalnum() else "_" for c in root.name.lower()).strip("_") or "model"
-    values = {"data": f"data/{data.name}", "label": label, "label_name": "", "slices": found["slices"], "time": time, "model_name": name}
+    values = {"data": f"data/{data.name}", "label": label, "label_name": "", "slices": found["slices"], "time": time, "model_name": name,
+              "behaviours": [], "draft": True}
     try: _write_project(root, name, data, label, values)
     except BaseException:
         shutil.rmtree(root, ignore_errors=True)

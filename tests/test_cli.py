@@ -14,7 +14,11 @@ STAGES = {
         "parameters: n: int = 3  # how many; at least 1",
         "from mlnb import glue\nglue('numbers', list(range(n)))",
     ],
-    "20_total": ["from mlnb import glue, ref\nglue('total', sum(ref('load.numbers')))"],
+    "20_total": ["from mlnb import glue, ref\nglue('total', {'sum': sum(ref('load.numbers'))})"],
+    "30_page": [
+        "import tempfile\nfrom pathlib import Path\nfrom mlnb import glue, ref\nref('total.total')\n"
+        "page = Path(tempfile.mkdtemp()) / 'page.html'\npage.write_text('<p>é</p>')\nglue('page', page)"
+    ],
 }
 
 
@@ -35,6 +39,7 @@ READING = [
     ["show"],
     ["status"],
     ["lineage", "total.total"],
+    ["get", "total.total"],
     ["settings"],
     ["gc", "--dry-run"],
     ["run", "--dry-run"],
@@ -47,7 +52,7 @@ def test_json_is_one_document_and_text_fits_80_columns(project, words):
     json.loads(said.out)
     text = project.mlnb(*words, code=0).out
     assert text.strip() and max(map(len, text.splitlines())) <= 100
-    assert not text.lstrip().startswith("{")
+    assert words[0] == "get" or not text.lstrip().startswith("{")
 
 
 @pytest.mark.parametrize("words", READING, ids=lambda w: w[0])
@@ -143,6 +148,16 @@ def test_graph_writes_a_picture(project):
 def test_lineage_leads_back(project):
     node = project.mlnb("lineage", "total.total", "--json", code=0).json
     assert node["upstream"][0]["scrap"] == "load.numbers" and node["upstream"][0]["parameters"] == {"n": 3}
+
+
+def test_get_writes_what_people_open(project):
+    assert json.loads(project.mlnb("get", "total.total", code=0).out) == {"sum": 3}
+    assert project.mlnb("get", "page.page", code=0).out.strip() == "page.page -> page.html"
+    assert (project.root / "page.html").read_text() == "<p>é</p>"
+    said = project.mlnb("get", "page.page", "-o", "deep/er/x.html", "--json", code=0).json
+    assert said["file"] == "deep/er/x.html" and (project.root / "deep/er/x.html").is_file()
+    wrong = project.mlnb("get", "total.totl", code=1).err
+    assert "total.total" in wrong and "Traceback" not in wrong
 
 
 def test_gc_keeps_what_kept_runs_need(project):

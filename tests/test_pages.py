@@ -4,25 +4,22 @@ import json
 import math
 import random
 import re
-from html.parser import HTMLParser
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from pages import HOSTILE, Parts, outside, until
 from projects import ProjectFolder
 
+from mlnb import markup
+from mlnb.design import Section, frame, page
 from mlnb.settings import find_project
-from mlnb.tracking import charts, markup
+from mlnb.tracking import charts
 from mlnb.tracking.curves import thin
-from mlnb.tracking.design import Section, frame, page
 from mlnb.tracking.rendered import notebook_html
 from mlnb.tracking.report import report
 from mlnb.tracking.safe_html import safe_html
+from mlnb.tracking.shown import shown
 from mlnb.tracking.table import run_table
-
-HOSTILE = ["</script><script>document.title='owned'</script>", "<img src=x onerror=\"document.title='owned'\">",
-           "'\"><svg onload=document.title='owned'>", "{{constructor}}", "]]>", "<!--<script>", "javascript:alert(1)", "\u2028\x00\ud800",
-           "\\u003cscript>", "__proto__"]
 
 
 class Field(NamedTuple):
@@ -88,44 +85,6 @@ def hostile_runs() -> tuple[list[Row], dict, list[Field]]:
                 values={f"x.{text}": text for text in HOSTILE} | {"train.lr": 0.1 + i, "evaluate.auc": 0.5 + i / 10, "train.optimizer": text, "constructor": i, "__proto__": i})
             for i, text in enumerate(HOSTILE)]
     return rows, {text: {rows[0].id: {"value": [1.0, 2.0]}, rows[1].id: {"value": [1.0, 3.0]}} for text in HOSTILE}, fields
-
-
-class Parts(HTMLParser):
-    """What a browser would find in a page: elements, attributes, texts of scripts and styles."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict]] = []
-        self.raw: dict[str, list[str]] = {"script": [], "style": []}
-        self._open = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        """One element."""
-        self.elements.append((tag, dict(attrs)))
-        self._open = tag if tag in self.raw else ""
-        if self._open: self.raw[tag].append("")
-
-    def handle_data(self, data):
-        """Text of a script or a style."""
-        if self._open: self.raw[self._open][-1] += data
-
-    def handle_endtag(self, tag):
-        """Its end."""
-        self._open = ""
-
-
-def outside(text: str) -> list[str]:
-    """Everything in a page that would leave it."""
-    parts = Parts(text)
-    found = [f"{tag} {name}={value}" for tag, attributes in parts.elements for name, value in attributes.items()
-             if name in ("src", "href", "srcset", "action", "data", "poster", "background", "xlink:href", "formaction")
-             and not re.match(r"#|data:image/", value or "#")]
-    found += [f"{tag} {name}" for tag, attributes in parts.elements for name in attributes if name.startswith("on")]
-    found += [tag for tag, _ in parts.elements if tag in ("link", "iframe", "object", "embed", "base")]
-    found += [s[:80] for s in parts.raw["style"] if re.search(r"@import|url\((?!['\"]?data:)", s)]
-    ours = [s for s in parts.raw["script"] if "plotly.js" not in s[:200]]
-    return found + [s[:80] for s in ours if re.search(r"fetch\(|XMLHttpRequest|sendBeacon|WebSocket|EventSource|import\(|\beval\(|new Function", s)]
 
 
 # ---- what is in the file
@@ -297,47 +256,6 @@ def test_notebooks_of_others_are_harmless():
 
 
 # ---- in a browser
-
-CHROMIUM = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).exists()), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed, so no page is opened in a browser")
-    with api.sync_playwright() as playwright:
-        try: one = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        except api.Error as e: pytest.skip(f"no Chromium: {e}".splitlines()[0])
-        yield one
-        one.close()
-
-
-@pytest.fixture
-def visit(browser, tmp_path):
-    """Open a page; whatever it complains about or asks the network for fails the test."""
-    trouble, opened = [], []
-
-    def go(text: str, address: str = "", **options):
-        (tmp_path/"page.html").write_text(text, encoding="utf-8", errors="surrogatepass")
-        tab = browser.new_page(**({"viewport": {"width": 1280, "height": 900}} | options))
-        tab.on("pageerror", lambda e: trouble.append(str(e)))
-        tab.on("console", lambda m: trouble.append(m.text) if m.type == "error" and "Content Security Policy" not in m.text else None)
-        tab.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:", "about:")) else trouble.append(r.url))
-        tab.goto((tmp_path/"page.html").as_uri() + address)
-        opened.append(tab)
-        return tab
-    yield go
-    for tab in opened: tab.close()
-    assert trouble == []
-
-
-def until(tab, expression: str) -> None:
-    """Wait for something; the page's policy forbids playwright's own way."""
-    for _ in range(100):
-        if tab.evaluate(expression): return
-        tab.wait_for_timeout(50)
-    raise AssertionError(expression)
-
 
 def labels(tab) -> list[str]:
     """Names of the rows in sight."""
@@ -550,9 +468,9 @@ def test_numbers_are_written_alike(visit):
     told = tab.evaluate("values => values.map(v => mlnb.number(v))", values)
     assert [(v, a, b) for v, a, b in zip(values, told, map(markup.number, values), strict=True) if a != b and abs(v) != 0.5] == []
     spans = [0.04, 9.94, 59.4, 61.0, 3599.0, 3661.0, 90000.0]
-    assert tab.evaluate("values => values.map(v => mlnb.shown(v, 's'))", spans) == [markup.shown(v, "s") for v in spans]
+    assert tab.evaluate("values => values.map(v => mlnb.shown(v, 's'))", spans) == [shown(v, "s") for v in spans]
     sizes = [0.0, 512.0, 12_345.0, 1.07e9, 5e12]
-    assert tab.evaluate("values => values.map(v => mlnb.shown(v, 'B'))", sizes) == [markup.shown(v, "B") for v in sizes]
+    assert tab.evaluate("values => values.map(v => mlnb.shown(v, 'B'))", sizes) == [shown(v, "B") for v in sizes]
 
 
 def test_a_report_is_drawn(visit, project):

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_CLASSES', 'MAX_WHOLE_CLASSES', 'MINIMUM_ROWS', 'MINIMUM_CLASS_ROWS', 'TASKS', 'columns_in', 'compute',
-           'make_label', 'label_table']
+           'make_label', 'label_table', 'name_labels']
 
-# %% ../../nbs/data/20_labels.ipynb #1ef3173e
+# %% ../../nbs/data/20_labels.ipynb #d1ed4213
 import ast
 import operator
 import re
+from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from .schemas import require_columns
@@ -276,3 +277,13 @@ def _without_rare(label, facts, expression):
     task = "multiclass" if len(often) > 2 else "binary"
     return codes, facts | {"task": task, "classes": [classes[i] for i in often], "counts": [counts[i] for i in often],
                            "rare": rare}
+
+# %% ../../nbs/data/20_labels.ipynb #7c4ffd1c
+def name_labels(
+    frame:pd.DataFrame,  # rows with the label column as class numbers
+    facts:Mapping,       # facts of the label, from `label_table`
+) -> pd.DataFrame:       # the same rows; a label that is a number of its own stays
+    "A table whose label column holds the names of the classes."
+    if not facts["classes"]: return frame
+    names = dict(enumerate(map(str, facts["classes"])))
+    return frame.assign(**{facts["name"]: frame[facts["name"]].astype(int).map(names)})

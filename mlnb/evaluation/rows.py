@@ -47,7 +47,7 @@ def plain_text(
     "Text of a value as a person writes it: 2.0 is `2`."
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
-# %% ../../nbs/evaluation/02_rows.ipynb #61cd4064
+# %% ../../nbs/evaluation/02_rows.ipynb #ca6d9495
 def _no_gaps(values, what):
     if values.isna().any():
         raise EvaluationError(f"{what} '{values.name}' is missing in {int(values.isna().sum())} test rows",
@@ -56,7 +56,7 @@ def _no_gaps(values, what):
 def _codes(values, classes):
     "Class numbers; the classes of two-class labels are 0 and 1 where none are named."
     known = {str(c): i for i, c in enumerate(classes)} or {"0": 0, "1": 1, "False": 0, "True": 1}
-    numbers = values.map(lambda v: known.get(plain_text(v), np.nan)).astype("float64")
+    numbers = values.map({v: known.get(plain_text(v), np.nan) for v in values.unique()}).astype("float64")
     if numbers.isna().any():
         raise EvaluationError(f"label '{values.name}' holds a value that is none of the known",
                               got=repr(values[numbers.isna()].iloc[0]), expected="one of: " + ", ".join(known))

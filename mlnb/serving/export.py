@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['serialize_examples', 'Export', 'export_model']
 
-# %% ../../nbs/serving/10_export.ipynb #7d0b8235
+# %% ../../nbs/serving/10_export.ipynb #5c45d526
 import json
 import os
 import shutil
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from ..errors import ServingError
+from ..evaluation.assertions import firing_model
 from ..training.quiet import import_quietly, quiet
 from ..files import disk_error, write_json
 
@@ -84,7 +85,7 @@ def serialize_examples(
     def features(i): return {name: _feature(tf, one[i:i + 1]) for name, one in arrays.items() if kept(one[i:i + 1])}
     return [tf.train.Example(features=tf.train.Features(feature=features(i))).SerializeToString() for i in range(count)]
 
-# %% ../../nbs/serving/10_export.ipynb #8b99d3f9
+# %% ../../nbs/serving/10_export.ipynb #8a9c144f
 def _table_of(classes, folder):
     "A lookup from class number to label, read from an asset file."
     import tensorflow as tf
@@ -122,9 +123,14 @@ def _endpoints(model, kinds, task, names):
     doors = {"serving_default": (score, [specs]), "serving_tf_example": (parsed, text("examples"))}
     if names: doors["classify"] = classify, text("inputs")
     if task == "regression": doors["regress"] = regress, text("inputs")
+    firing = firing_model(model)
+    def fired(tensors):
+        found = firing({name: tf.reshape(tensor, shapes[name]) for name, tensor in tensors.items()})
+        return {name: tf.reshape(where, [-1]) for name, where in found.items()}
+    if firing is not None: doors["rules"] = fired, [specs]
     return doors
 
-# %% ../../nbs/serving/10_export.ipynb #d18429d4
+# %% ../../nbs/serving/10_export.ipynb #9af8f995
 def _describe(loaded):
     "Signatures as plain data: {name: {inputs, outputs: {tensor: {dtype, shape}}}}."
     def plain(tensors):
@@ -156,6 +162,7 @@ def _answers(loaded, arrays):
     examples = tf.constant(serialize_examples(arrays))
     flat = {name: tf.constant(one.reshape(-1) if one.shape[1:] == (1,) else one) for name, one in arrays.items()}
     for name, function in loaded.signatures.items():
+        if name == "rules": continue
         if name == "serving_default": answer = function(**flat)
         else: answer = function(**{next(iter(function.structured_input_signature[1])): examples})
         scores = {key: value.numpy() for key, value in answer.items() if value.dtype != tf.string}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['digest_folder', 'breaking_changes', 'list_models', 'read_aliases', 'list_versions', 'find_version', 'register']
 
-# %% ../../nbs/serving/20_registry.ipynb #d4c71395
+# %% ../../nbs/serving/20_registry.ipynb #ac7c3937
 import json
 import os
 import re
@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from ..errors import ServingError
-from ..files import canonical_json, digest, digest_file, disk_error, lock, read_json, write_json
+from ..files import canonical_json, digest, digest_file, disk_error, lock, read_json, write_atomic, write_json
 
 # %% ../../nbs/serving/20_registry.ipynb #20b3ee2d
 def digest_folder(
@@ -61,7 +61,7 @@ def breaking_changes(
 # %% ../../nbs/serving/20_registry.ipynb #7907029b
 def _better(record, others):
     "Is its figure better than that of all others with the same metric?"
-    from mlnb.evaluation.bootstrap import direction
+    from mlnb.evaluation.metrics import direction
     evaluation = record.get("evaluation") or {}
     metric, value = evaluation.get("metric"), evaluation.get("value")
     if not metric or value is None: return False
@@ -179,12 +179,21 @@ def _add(folder, exported, record, versions):
         raise disk_error(folder/str(number), e) from e
     if (record.get("evaluation") or {}).get("blessed"): _crown(folder, number)
 
-# %% ../../nbs/serving/20_registry.ipynb #de856a3d
+# %% ../../nbs/serving/20_registry.ipynb #b8cc3c8d
+def _keep_beside(folder, number, beside):
+    for name, path in beside.items():
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise ServingError("this cannot be the name of a file beside a version", got=repr(name), expected="such as card.md")
+        try: write_atomic(folder/"records"/str(number)/name, Path(path).read_bytes())
+        except OSError as e: raise ServingError("a file beside the version cannot be read", where=str(path), got=str(e)) from e
+
+# %% ../../nbs/serving/20_registry.ipynb #7f1fbc6a
 def register(
     registry:Path|str,           # the registry's folder, `runs/registry`
     model:str,                   # name of the model; it stands in addresses
     exported:Path|str,           # a SavedModel folder, see `mlnb.serving.export`
     record:Mapping|None=None,    # kept as it is: "evaluation" (`Verdict.as_dict()`), "lineage", and what else is JSON
+    beside:Mapping[str, Path]|None=None,  # file name -> file that goes with the version, such as its card
 ) -> dict:                       # the version's record, see `list_versions`; "new" tells whether this call made it
     "Add an export as the next version, once; the first blessed one becomes champion. Raises `ServingError`."
     folder, exported = _model_folder(registry, model), Path(exported)
@@ -201,5 +210,6 @@ def register(
         old = next((one for one in versions if one["digest"] == full["digest"]), None)
         if old is None: _add(folder, exported, full, versions)
         versions = list_versions(registry, model)
-    found = next(one for one in versions if one["digest"] == full["digest"])
+        found = next(one for one in versions if one["digest"] == full["digest"])
+        _keep_beside(folder, found["number"], beside or {})
     return {**found, "new": old is None}

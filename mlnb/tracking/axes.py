@@ -8,7 +8,7 @@ __all__ = ['chart_piece', 'parallel_coordinates']
 # %% ../../nbs/tracking/51_axes.ipynb #e42a839d
 from collections.abc import Sequence
 from .grid import GRID_SCRIPT, differing, is_numeric, runs_data
-from .markup import script, style, text
+from ..markup import script, style, text
 
 # %% ../../nbs/tracking/51_axes.ipynb #22acbb99
 _SCALES = r"""

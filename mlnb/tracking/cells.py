@@ -7,7 +7,7 @@ __all__ = ['CELLS_SCRIPT', 'CELLS_STYLE']
 
 # %% ../../nbs/tracking/49_cells.ipynb #5e86376e
 import json
-from .markup import STATES, script, style
+from ..markup import STATES, script, style
 
 # %% ../../nbs/tracking/49_cells.ipynb #d634f539
 _LOOKS = """

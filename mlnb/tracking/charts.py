@@ -9,7 +9,7 @@ __all__ = ['CHARTS', 'scatter_matrix', 'scatter', 'importance']
 from collections.abc import Sequence
 from .axes import chart_piece, parallel_coordinates
 from .curves import DRAWING_SCRIPT, DRAWING_STYLE, curves_chart
-from .markup import number, script, style, text
+from ..markup import number, script, style, text
 from .importance import parameter_importance
 
 # %% ../../nbs/tracking/54_charts.ipynb #88d56548

@@ -15,10 +15,10 @@ from .axes import parallel_coordinates
 from .charts import importance, scatter, scatter_matrix
 from .compare_text import comparison_document, full_text
 from .curves import curves_chart
-from .design import Section, frame, page
+from ..design import Section, frame, page
 from .differences import StageDifference, difference_svg, differing, run_difference
 from .gather import Comparison, gather, gathered_curves, project_here
-from .markup import style, text
+from ..markup import style, text
 from .noise import is_seed, noise
 from .slices import with_slices
 from .table import run_table

@@ -8,7 +8,7 @@ __all__ = ['DRAWING_SCRIPT', 'DRAWING_STYLE', 'thin', 'curves_chart']
 # %% ../../nbs/tracking/53_curves.ipynb #2096868d
 import math
 from collections.abc import Mapping, Sequence
-from .markup import data, script, style, text
+from ..markup import data, script, style, text
 
 # %% ../../nbs/tracking/53_curves.ipynb #8a52a491
 def thin(

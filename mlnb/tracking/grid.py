@@ -8,7 +8,7 @@ __all__ = ['GRID_SCRIPT', 'runs_data', 'differing', 'is_numeric']
 # %% ../../nbs/tracking/48_grid.ipynb #988f38c5
 import math
 from collections.abc import Sequence
-from .markup import data, script
+from ..markup import data, script
 
 # %% ../../nbs/tracking/48_grid.ipynb #df7c9d54
 _LONGEST = 240  # characters of one value

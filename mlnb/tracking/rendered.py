@@ -10,7 +10,7 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from .curves import DRAWING_SCRIPT
-from .markup import data, picture, script, style, text
+from ..markup import data, picture, script, style, text
 from .safe_html import code, drawing, markdown, printed, safe_html
 
 # %% ../../nbs/tracking/56_rendered.ipynb #3ad90bc0

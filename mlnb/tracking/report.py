@@ -17,14 +17,15 @@ from ..pipeline.store import Store
 from ..settings import Project
 from .axes import parallel_coordinates
 from .curves import curves_chart
-from .design import Section, page
-from .markup import badge, number, text
+from ..design import Section, page
+from ..markup import badge, number, text
 from .rendered import notebook_html
 from .stages_html import (LOOKS_OF_STAGES, failures_html, figures_html, graph_html, parameters_html, results_html, scraps_of,
                                        times_html, value_of)
 from .table import run_table
 from .tracked import Field, Row, direction, run_curves
-from .verdict import is_slice_table, is_verdict, slices_html, verdict_html
+from .verdict import is_slice_table, slices_html
+from ..verdicts import is_verdict, verdict_html
 
 # %% ../../nbs/tracking/59_report.ipynb #f0a65a79
 def _verdict(data, store):

@@ -8,7 +8,7 @@ __all__ = ['drawing', 'safe_html', 'markdown', 'code', 'printed']
 # %% ../../nbs/tracking/55_safe_html.ipynb #7724b9c4
 import re
 from html.parser import HTMLParser
-from .markup import picture, text
+from ..markup import picture, text
 
 # %% ../../nbs/tracking/55_safe_html.ipynb #9be136db
 _NAMES = ("a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img ins kbd li "

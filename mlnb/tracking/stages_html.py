@@ -17,11 +17,13 @@ from ..pipeline.graph import Graph, build_graph, needs
 from ..pipeline.progress import short_size, short_time
 from ..pipeline.stage import Stage
 from ..pipeline.store import Store
-from .markup import badge, picture, shown, style, text
+from ..markup import badge, picture, style, text
+from .shown import shown
 from .rendered import plotly_figure
 from .safe_html import drawing, safe_html
 from .tracked import seconds_of
-from .verdict import is_slice_table, is_verdict
+from .verdict import is_slice_table
+from ..verdicts import is_verdict
 
 # %% ../../nbs/tracking/58_stages_html.ipynb #2c0e4164
 _LOOKS = """

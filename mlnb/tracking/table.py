@@ -8,7 +8,8 @@ __all__ = ['run_table']
 # %% ../../nbs/tracking/52_table.ipynb #fc139efc
 from collections.abc import Sequence
 from .cells import CELLS_SCRIPT, CELLS_STYLE
-from .markup import badge, data, script, shown, text
+from ..markup import badge, data, script, text
+from .shown import shown
 from .grid import GRID_SCRIPT, differing, is_numeric, runs_data
 
 # %% ../../nbs/tracking/52_table.ipynb #d8415da7
@@ -179,7 +180,7 @@ def run_table(
     baseline:str="",                    # id of the row that others are held against at first; "" for none
     noise:dict[str, float]|None=None,   # field -> half width of the interval that repeated runs gave, in its own units
     name:str="runs",                    # id of the element, and under which the address keeps what was asked
-) -> str:                               # HTML with its data, style and scripts, for `mlnb.tracking.design.page`
+) -> str:                               # HTML with its data, style and scripts, for `mlnb.design.page`
     "A table of runs."
     if not rows: return '<p class="soft">No runs.</p>'
     source, element = runs_data(fields, rows)
