@@ -18,7 +18,7 @@ SMALL = ["-p", "ingest.rows=4000", "-p", "train.epochs=2", "-p", "tune.epochs=1"
 STAGES = [
     "ingest", "validate", "prepare", "baseline", "tune", "train", "behaviour", "attack", "explain", "export", "evaluate", "card", "register"
 ]
-LENIENT = ["-p", 'gates=["auc > 0.4"]']
+LENIENT = ["-p", 'gates=["auc > 0.4", "auc in every slice: high >= 0"]']
 
 
 class Repository(ProjectFolder):
@@ -151,7 +151,7 @@ def test_cold_kernels_give_the_same_scraps(reference):
     warm, cold = ({(n, k): v["digest"] for n, s in run.items() for k, v in s["scraps"].items()} for run in runs)
     assert warm.keys() == cold.keys() and len(warm) > 30
     differ = {key for key in warm if warm[key] != cold[key]}
-    assert differ <= {("export", "saved_model"), ("export", "export"), ("evaluate", "cost"), ("register", "version")}
+    assert differ <= {("export", "saved_model"), ("export", "export"), ("evaluate", "cost"), ("evaluate", "held_against"), ("register", "version")}
     place = lambda digest: str(project.runs / "store" / digest[:2] / digest)  # noqa: E731
     words = [place(d["export", "saved_model"]) for d in (warm, cold)] + [place(warm["prepare", "test"])]
     done = subprocess.run([sys.executable, "-c", ANSWERS, *words], capture_output=True, text=True, env=project.environment())
