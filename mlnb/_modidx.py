@@ -1563,6 +1563,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlnb/evaluation/tfma_run.py'),
                                           'mlnb.evaluation.tfma_run._merge': ( 'evaluation/tfma_run.html#_merge',
                                                                                'mlnb/evaluation/tfma_run.py'),
+                                          'mlnb.evaluation.tfma_run._own_temporary_files': ( 'evaluation/tfma_run.html#_own_temporary_files',
+                                                                                             'mlnb/evaluation/tfma_run.py'),
                                           'mlnb.evaluation.tfma_run._ranks': ( 'evaluation/tfma_run.html#_ranks',
                                                                                'mlnb/evaluation/tfma_run.py'),
                                           'mlnb.evaluation.tfma_run._replacement': ( 'evaluation/tfma_run.html#_replacement',

@@ -62,7 +62,16 @@ def keep_beam_off_the_page() -> None:
     from IPython.utils.capture import capture_output
     with capture_output(stdout=False, stderr=False): interactive_environment.current_env()
 
-# %% ../../nbs/evaluation/11_tfma_run.ipynb #7814ff05
+# %% ../../nbs/evaluation/11_tfma_run.ipynb #11055feb
+@contextlib.contextmanager
+def _own_temporary_files():
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as place:
+        tempfile.tempdir = place
+        try: yield
+        finally: tempfile.tempdir = before
+
+# %% ../../nbs/evaluation/11_tfma_run.ipynb #38dee69a
 def run_pipeline(
     plan:Plan,       # where it runs
     build:object,    # function that gets Beam's pipeline and applies transforms to it
@@ -73,8 +82,8 @@ def run_pipeline(
     from apache_beam.options.pipeline_options import PipelineOptions
     keep_beam_off_the_page()
     try:
-        with beam.Pipeline(runner=plan.runner, options=PipelineOptions(list(plan.options))) as pipeline:
-            build(pipeline)
+        with _own_temporary_files():
+            with beam.Pipeline(runner=plan.runner, options=PipelineOptions(list(plan.options))) as pipeline: build(pipeline)
     except (RuntimeError, ValueError, TypeError, KeyError, OSError) as e:
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
         raise EvaluationError("TensorFlow Model Analysis stopped", where=where or plan.where,
