@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #5f75e68e
+# %% ../nbs/90_cli.ipynb #db09c980
 import argparse, os, sys
 from typing import Any
 from . import answers
 from .completion import complete
 from .errors import MlnbError
+from .serving_words import SERVING
 
-# %% ../nbs/90_cli.ipynb #f8eb8a7c
+# %% ../nbs/90_cli.ipynb #e4afe659
 _PIPELINE = (("pipeline",), {"nargs": "?", "help": "folder under nbs/stages; not needed when there is only one"})
 _STAGE = (("stage",), {"nargs": "?", "help": "a stage; all, when left out"})
 _RUN = (("run",), {"nargs": "?", "help": "last, last~1, or the beginning of an id; last, when left out"})
@@ -73,6 +74,7 @@ COMMANDS: dict[str, Any] = {
     "get": (answers.get_command, "take a result out of the store, into a file", [
         (("scrap",), {"help": "stage.scrap, such as evaluate.page"}), (("-o", "--output"), {"metavar": "FILE", "help": "a table as .csv, .json or .parquet; a "
             "figure as .png or .svg; here and under its own name, when left out"}), (("--run",), {"metavar": "RUN"}), _JSON]),
+    **{name: (answers.serving_command(place), text, words) for name, (place, text, words) in SERVING.items()},
     "debug": (answers.debug_command, "get into a failed stage", [
         (("stage",), {"nargs": "?", "help": "the first that failed, when left out"}), _OF, _flag("--stop", "end the kept kernel"), _JSON]),
     "kernels": (answers.kernels_command, "show, start or stop what forks kernels with their imports done", [
