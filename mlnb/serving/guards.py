@@ -22,7 +22,7 @@ class Denial(NamedTuple):
     message: str                                  # which limit, and what moves it
     headers: tuple[tuple[bytes, bytes], ...] = () # what HTTP wants beside it
 
-# %% ../../nbs/serving/55_guards.ipynb #bd0987d7
+# %% ../../nbs/serving/55_guards.ipynb #bcb8ace1
 class Guards:
     "The limits of one process."
     def __init__(
@@ -39,7 +39,7 @@ class Guards:
     def enter(self) -> Denial|None:
         "Count a request in; a denial means it was not."
         if self.max_concurrent and self.inside >= self.max_concurrent:
-            return Denial(429, "RESOURCE_EXHAUSTED", f"Too many requests at once: the limit is {self.max_concurrent} (--max_concurrent_requests); "
+            return Denial(429, "RESOURCE_EXHAUSTED", f"Too many requests at once: the limit is {self.max_concurrent} (--max-concurrent-requests); "
                           "try again later", ((b"retry-after", b"1"),))
         self.inside += 1
         return None
@@ -52,7 +52,7 @@ class Guards:
         "Is a body of so many bytes too long?"
         if size <= self.max_request_bytes: return None
         return Denial(413, "RESOURCE_EXHAUSTED", f"Request of {size} bytes or more is too large: the limit is {self.max_request_bytes} "
-                      "(--max_request_bytes)", ((b"connection", b"close"),))
+                      "(--max-request-bytes)")
 
     def recognise(self, header:bytes) -> Denial|None:
         "Does the authorization header hold a token that opens?"
