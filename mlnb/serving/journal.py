@@ -51,7 +51,7 @@ def kind_of(
                    for part in (entry.inputs, entry.outputs) for name, array in part.items())
     return entry.model, entry.version, entry.signature, whole, shapes
 
-# %% ../../nbs/serving/39_journal.ipynb #64c3c9a4
+# %% ../../nbs/serving/39_journal.ipynb #da38cff7
 def _joined(arrays, rows):
     "Arrays of one kind as (all rows,) or (all rows, k)."
     split = arrays[0].ndim and arrays[0].shape[0] == rows[0]
@@ -67,7 +67,7 @@ def _column(array):
         try: plain = pa.array(values, pa.string())
         except pa.ArrowInvalid: plain = pa.array(values, pa.binary())
     if array.ndim == 1: return plain
-    return pa.ListArray.from_arrays(pa.array(np.arange(0, array.size + 1, array.shape[1], dtype="int32")), plain)
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(array) + 1, dtype="int32") * array.shape[1]), plain)
 
 # %% ../../nbs/serving/39_journal.ipynb #083c7fb3
 def _as_bytes(value):
