@@ -273,7 +273,7 @@ def _pieces(feeds, rows, first, size):
         yield {name: array[start:stop] for name, array in feeds.items()}, min(stop, rows) - start
         start, stop = stop, stop + size
 
-# %% ../../nbs/serving/42_batching.ipynb #13c0449f
+# %% ../../nbs/serving/42_batching.ipynb #565e4e99
 INLINE_SECONDS = 0.0005
 
 class Batcher:
@@ -281,7 +281,7 @@ class Batcher:
 
     def __init__(
         self,
-        run:Callable[[dict[str, np.ndarray], tuple[str, ...]|None], Mapping[str, np.ndarray]],  # (inputs, outputs wanted) -> outputs
+        run:Callable[[Mapping[str, np.ndarray], tuple[str, ...]|None], Mapping[str, np.ndarray]],  # (inputs, outputs wanted) -> outputs
         parameters:object=None,   # a `BatchingParameters` message; None: up to 64 rows, nothing refused
         limits:BatchLimits|None=None,  # instead of `parameters`
     ):
@@ -295,10 +295,10 @@ class Batcher:
 
     async def answer(
         self,
-        feeds:dict[str, np.ndarray],           # input alias -> (n, ...) array; n rows in every one of them
-        outputs:tuple[str, ...]|None=None,     # output aliases wanted; None: all
-        deadline:float|None=None,              # instant of `time.monotonic()` after which no answer is wanted; None: never
-    ) -> dict[str, np.ndarray]:                # output alias -> (n, ...) array
+        feeds:Mapping[str, np.ndarray],    # input alias -> (n, ...) array; n rows in every one of them
+        outputs:tuple[str, ...]|None=None, # output aliases wanted; None: all
+        deadline:float|None=None,          # instant of `time.monotonic()` after which no answer is wanted; None: never
+    ) -> dict[str, np.ndarray]:            # output alias -> (n, ...) array
         "The rows of one request, computed together with others; raises what its own rows raise, or `Refusal`."
         loop = asyncio.get_running_loop()
         if loop is not self._loop: self._adopt(loop)
