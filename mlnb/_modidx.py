@@ -3386,6 +3386,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlnb.serving.fallback._fitted': ('serving/fallback.html#_fitted', 'mlnb/serving/fallback.py'),
                                        'mlnb.serving.fallback._frame': ('serving/fallback.html#_frame', 'mlnb/serving/fallback.py'),
                                        'mlnb.serving.fallback._instead': ('serving/fallback.html#_instead', 'mlnb/serving/fallback.py'),
+                                       'mlnb.serving.fallback._is_plain': ('serving/fallback.html#_is_plain', 'mlnb/serving/fallback.py'),
                                        'mlnb.serving.fallback._named': ('serving/fallback.html#_named', 'mlnb/serving/fallback.py'),
                                        'mlnb.serving.fallback._ruled': ('serving/fallback.html#_ruled', 'mlnb/serving/fallback.py'),
                                        'mlnb.serving.fallback._step': ('serving/fallback.html#_step', 'mlnb/serving/fallback.py'),
