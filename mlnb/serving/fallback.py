@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REASONS', 'reason_of', 'Breaker', 'AnswerCache', 'Step', 'Fallback', 'read_fallbacks', 'smooth']
 
-# %% ../../nbs/serving/51_fallback.ipynb #cf226b92
+# %% ../../nbs/serving/51_fallback.ipynb #964a67d7
 import asyncio
 import hashlib
 import json
@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import MlnbError, ServingError
 from .codes import Refusal
 from .journal import example_columns
+from .tensors import find_dtype
 
 # %% ../../nbs/serving/51_fallback.ipynb #4776ad4a
 REASONS = {"DEADLINE_EXCEEDED": "deadline", "RESOURCE_EXHAUSTED": "overload", "UNAVAILABLE": "overload", "INTERNAL": "failure", "UNKNOWN": "failure",
@@ -184,8 +185,12 @@ class Fallback:
             if lacking: found.append(f"{self.model}, step {number}: nothing is said of the output {', '.join(lacking)}")
         return found
 
-# %% ../../nbs/serving/51_fallback.ipynb #64a2f8f9
+# %% ../../nbs/serving/51_fallback.ipynb #dcd83a14
 _KINDS = {"model": ("model", "version", "label", "deadline_ms"), "rule": ("rule",), "cache": ("cache",), "value": ("value",)}
+
+def _is_plain(value):
+    try: return np.asarray(value).dtype != object
+    except ValueError: return False
 
 def _step(given, deadline, model, where):
     kind = next((name for name in _KINDS if isinstance(given, dict) and name in given), None)
@@ -202,7 +207,7 @@ def _step(given, deadline, model, where):
     if kind == "cache": return Step(kind, _fields(what, ("entries", "seconds", "bytes"), f"{where}, cache"), deadline)
     values = what if isinstance(what, dict) else {"": what}
     for name, value in values.items():
-        if np.asarray(value).dtype == object or value is None: raise _wrong(f"{where}, value {name}".rstrip(), "this is no value", got=json.dumps(value)[:80])
+        if not _is_plain(value): raise _wrong(f"{where}, value {name}".rstrip(), "this is no value", got=json.dumps(value)[:80])
     return Step(kind, values, deadline)
 
 def _fallback(model, given):
@@ -217,17 +222,17 @@ def _fallback(model, given):
     breaker = None if wanted in (None, False) else Breaker(**_fields(wanted, ("failures", "seconds"), f"{model}, breaker"))
     return Fallback(model, deadline, steps, breaker, cache)
 
-# %% ../../nbs/serving/51_fallback.ipynb #5ff861c4
+# %% ../../nbs/serving/51_fallback.ipynb #1fbc8416
 def read_fallbacks(
     path:Path|str|Mapping,  # a JSON file as above, or its content
 ) -> dict[str, Fallback]:   # by model
     "Read who answers when a model does not; raises `ServingError` naming the model and the step."
     try: content = path if isinstance(path, Mapping) else json.loads(Path(path).read_bytes())
     except (OSError, ValueError) as e: raise ServingError("the file of fallbacks cannot be read", where=str(path), got=str(e)) from e
-    if not isinstance(content, Mapping): raise ServingError("a file of fallbacks is one object", where=str(path), expected='{"model": {"deadline_ms": 50, "to": [...]}}')
+    if not isinstance(content, Mapping): raise ServingError("a file of fallbacks is one object", expected='{"model": {"deadline_ms": 50, "to": [...]}}')
     return {model: _fallback(model, given) for model, given in content.items()}
 
-# %% ../../nbs/serving/51_fallback.ipynb #8df779c2
+# %% ../../nbs/serving/51_fallback.ipynb #1d9de40e
 _LOG = logging.getLogger(__name__)
 
 def _count(feeds):
@@ -242,8 +247,7 @@ def _named(values, needed):
 
 def _fitted(value, rows, tensor):
     "A value for each row, or one for all, as the signature has it."
-    from mlnb.serving.tensors import DTYPES
-    kind = DTYPES[tensor.dtype] if tensor is not None else None
+    kind = find_dtype(tensor.dtype) if tensor is not None else None
     array = np.asarray(value)
     if array.dtype.kind in "US": array = np.array([one.encode() for one in array.reshape(-1).tolist()], object).reshape(array.shape)
     elif kind is not None: array = array.astype(kind)
@@ -269,7 +273,7 @@ def _ruled(rules, feeds, rows):
     if any(np.isnan(values).any() for values in found.values()): raise ServingError("the rule gives no number for some row")
     return found
 
-# %% ../../nbs/serving/51_fallback.ipynb #38d6cea3
+# %% ../../nbs/serving/51_fallback.ipynb #06e61975
 async def _take(fallback, step, key, feeds, outputs, signature, described, ask_model):
     "What one step answers: (outputs, who). Raises where it cannot."
     needed = outputs or (list(described) if described else None)
@@ -280,7 +284,7 @@ async def _take(fallback, step, key, feeds, outputs, signature, described, ask_m
         return found[0], "cache", f";age={found[1]:.0f}"
     if step.kind == "model":
         if ask_model is None: raise ServingError("no other model can be asked here")
-        async with asyncio.timeout(step.deadline): answer = await ask_model(step.what["model"], step.what["version"], step.what["label"], signature, feeds, outputs)
+        async with asyncio.timeout(step.deadline): answer = await ask_model(*step.what.values(), signature, feeds, outputs)
         return answer, f"model:{step.what['model']}", ""
     values = _named(step.what, needed)
     if step.kind == "rule": values = _ruled(values, feeds, rows)
@@ -297,7 +301,7 @@ async def _instead(fallback, reason, error, key, *asked):
         return answer, f"{who};reason={reason}{more}"
     raise error
 
-# %% ../../nbs/serving/51_fallback.ipynb #22afdb84
+# %% ../../nbs/serving/51_fallback.ipynb #ffb3a3af
 async def smooth(
     fallback:Fallback,                           # of the model that is asked
     ask:Callable[[], Awaitable[Mapping]],        # asks it
@@ -317,15 +321,16 @@ async def smooth(
         return await _instead(fallback, "open", Refusal("UNAVAILABLE", f"Model {fallback.model} kept failing and is not asked for a while"), key, *asked)
     try:
         async with asyncio.timeout(deadline): answer = await ask()
-    except asyncio.CancelledError:
-        if breaker: breaker.gave_up()
-        raise
     except Exception as e:  # noqa: BLE001 - whatever a model raises, somebody waits for an answer
         reason = reason_of(e)
-        if breaker: breaker.failed_again() if reason else breaker.succeeded()
+        impatient = reason == "deadline" and deadline < fallback.deadline  # the client's doing, and no sign of a model that hangs
+        if breaker: breaker.gave_up() if impatient else breaker.failed_again() if reason else breaker.succeeded()
         if not reason: raise
         error = e if isinstance(e, Refusal) else Refusal("DEADLINE_EXCEEDED" if reason == "deadline" else "INTERNAL", str(e) or "Deadline exceeded")
         return await _instead(fallback, reason, error, key, *asked)
+    except BaseException:  # the client is gone
+        if breaker: breaker.gave_up()
+        raise
     if breaker: breaker.succeeded()
     if cache: cache.put(key, answer)
     return answer, ""
