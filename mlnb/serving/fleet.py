@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['VersionStatus', 'Version', 'Lease', 'ModelState', 'Fleet']
 
-# %% ../../nbs/serving/46_fleet.ipynb #bf8dbab3
-import threading
+# %% ../../nbs/serving/46_fleet.ipynb #18409689
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ class VersionStatus(NamedTuple):
     code: str = "OK"   # why it ended, where it did not end well
     message: str = ""
 
-# %% ../../nbs/serving/46_fleet.ipynb #3bc2ecfe
+# %% ../../nbs/serving/46_fleet.ipynb #4c6d7145
 class Version:
     "One version, from its being wanted to its end."
 
@@ -39,52 +38,56 @@ class Version:
         self.attempts, self.retry_at = 0, 0.0
         self.stamp: tuple|None = None  # of its folder, when the last attempt began
         self.problem = ("OK", "")     # of the last attempt: code and message
-        self._lock, self.open, self._leases = threading.Lock(), False, 0
+        self.open = False             # may it be lent?
+        self._lent: list[None] = []   # an entry for every lease
 
-    def take(self) -> bool:
-        "Count a lease, unless it is shut."
-        with self._lock:
-            if self.open: self._leases += 1
-            return self.open
+    def lend(self) -> "Lease|None":
+        "A lease, unless it is shut."
+        self._lent.append(None)
+        if self.open: return Lease(self)
+        self.take_back()
+        return None
 
-    def give_back(self) -> None:
-        "Count a lease less."
-        with self._lock:
-            self._leases -= 1
-            last = not self.open and not self._leases
-        if last: self._drained()
+    def take_back(self) -> None:
+        "One lease less."
+        self._lent.pop()
+        if not self.open and not self._lent: self._drained()
 
     def shut(self) -> None:
         "Lend it no more."
-        with self._lock: self.open = False
+        self.open = False
 
     def unused(self) -> bool:
         "Is it shut, and every lease back?"
-        with self._lock: return not self.open and not self._leases
+        return not self.open and not self._lent
 
     def has_failed(self) -> bool:
         "Did its last attempt fail, and is nobody trying now?"
         return self.state in ("error", "loading") and not self.running and self.attempts > 0
 
-# %% ../../nbs/serving/46_fleet.ipynb #14887c27
+# %% ../../nbs/serving/46_fleet.ipynb #45ea1197
 class Lease:
     "A servable that stays open until the lease is given back: use it in a `with`, or call `release`."
     __slots__ = ("servable", "model", "version", "_held")
 
     def __init__(
         self,
-        held:Version,  # what is lent; it has counted this lease
+        held:Version,  # what is lent; it has an entry for this lease
     ):
         self.servable, self.model, self.version = held.servable, held.model, held.number
         self._held: Version|None = held
 
     def __enter__(self) -> "Lease": return self
-    def __exit__(self, *failure) -> None: self.release()
+
+    def __exit__(self, *failure) -> None:
+        held, self._held = self._held, None
+        if held is None: return
+        self.servable = None
+        held.take_back()
 
     def release(self) -> None:
         "Give it back; a second time does nothing."
-        held, self._held, self.servable = self._held, None, None
-        if held is not None: held.give_back()
+        self.__exit__()
 
 # %% ../../nbs/serving/46_fleet.ipynb #a88e85c4
 class ModelState:

@@ -95,7 +95,7 @@ def _problem_of(error):
     if isinstance(error, FileNotFoundError): return "NOT_FOUND", str(error)
     return "INTERNAL", f"{type(error).__name__}: {error}"
 
-# %% ../../nbs/serving/47_manager.ipynb #ede4fb37
+# %% ../../nbs/serving/47_manager.ipynb #2d3259ad
 class Manager:
     "Loads, lends and unloads the versions of the configured models."
 
@@ -137,7 +137,7 @@ class Manager:
     ) -> Lease:
         "Borrow a servable for one request; never waits for a model. Raises `Refusal`."
         while (held := self._fleet.routes.get((model, version, label))) is not None:
-            if held.take(): return Lease(held)
+            if (lease := held.lend()) is not None: return lease
         if self._stopping: raise Refusal("UNAVAILABLE", "The server is shutting down.")
         if not model: raise Refusal("INVALID_ARGUMENT", "ModelSpec has no name specified.")
         with self._changed: version = version if label is None else _number_of(self._fleet, model, label)
