@@ -31,7 +31,7 @@ def request_error(
     error.code = code
     return error
 
-# %% ../../nbs/serving/65_client_doors.ipynb #5a0f3411
+# %% ../../nbs/serving/65_client_doors.ipynb #2b74ea88
 class Unanswered(Exception):
     "This try failed in a way that another may not."
 
@@ -51,14 +51,14 @@ def ask_again(
     sleep:Callable[[float], None]=time.sleep,   # s
 ) -> Any:                                       # what the first try that succeeds returns
     "Try until it succeeds, the tries are used up, or the deadline would pass; raises the last `RequestError`."
-    until, bound = clock() + seconds, 0.05
-    for number in range(retries + 1):
+    until, bound, number = clock() + seconds, 0.05, 0
+    while True:
         try: return attempt(max(0.001, until - clock()))
         except Unanswered as e:
             pause = max(e.pause, random.uniform(0, bound))
-            if number == retries or clock() + pause >= until: raise e.error from e
+            if number >= retries or clock() + pause >= until: raise e.error from e
             sleep(pause)
-            bound = min(2.0, bound * 2)
+            bound, number = min(2.0, bound * 2), number + 1
 
 # %% ../../nbs/serving/65_client_doors.ipynb #93912a80
 class Tls(NamedTuple):
@@ -89,7 +89,7 @@ def _seconds(text):
     try: return min(60.0, max(0.0, float(text)))
     except ValueError: return 0.0
 
-# %% ../../nbs/serving/65_client_doors.ipynb #00d530c2
+# %% ../../nbs/serving/65_client_doors.ipynb #146c2ff0
 class RestDoor:
     "A pool of connections to one HTTP server; any number of threads may use it."
 
@@ -104,9 +104,9 @@ class RestDoor:
         parts = urlsplit(address)
         self.address, self.prefix, secure = address.rstrip("/"), parts.path.rstrip("/"), parts.scheme == "https"
         self.headers = {"content-type": "application/json", **({"authorization": f"Bearer {token}"} if token else {})}
-        more = {"ca_certs": (tls and tls.ca) or None, "cert_file": (tls and tls.certificate) or None, "key_file": (tls and tls.key) or None}
+        more: dict[str, Any] = {"ca_certs": (tls and tls.ca) or None, "cert_file": (tls and tls.certificate) or None, "key_file": (tls and tls.key) or None}
         kind = urllib3.HTTPSConnectionPool if secure else urllib3.HTTPConnectionPool
-        self.pool = kind(parts.hostname, parts.port or (443 if secure else 80), maxsize=connections, **(more if secure else {}))
+        self.pool = kind(parts.hostname or "", parts.port or (443 if secure else 80), maxsize=connections, **(more if secure else {}))
 
     def ask(self, method:str, path:str, body:bytes, request_id:str, seconds:float) -> Reply:
         "One try; raises `Unanswered` or `RequestError`."
