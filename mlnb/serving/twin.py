@@ -5,40 +5,42 @@
 # %% auto #0
 __all__ = ['Twin', 'find_twin', 'load_twin']
 
-# %% ../../nbs/serving/41_twin.ipynb #18d36269
+# %% ../../nbs/serving/41_twin.ipynb #63ef2971
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 import numpy as np
 from .loaded import Signature, check_outputs, read_signatures
 from .tensors import find_dtype
 
-# %% ../../nbs/serving/41_twin.ipynb #512335af
+# %% ../../nbs/serving/41_twin.ipynb #b8b78cb7
 def _as_text(array):
     "The same array with text for bytes; None when some of it is none."
-    try: values = [value.decode() if isinstance(value, bytes) else str(value) for value in array.ravel().tolist()]
+    try: return _objects([value.decode() if isinstance(value, bytes) else str(value) for value in array.ravel().tolist()], array.shape)
     except UnicodeDecodeError: return None
-    return _objects(values, array.shape)
 
 def _as_bytes(array): return _objects([str(value).encode() for value in array.ravel().tolist()], array.shape)
 
 def _objects(values, shape):
     found = np.empty(len(values), object)
     found[:] = values
-    return found.reshape(shape)
+    return found if len(shape) == 1 else found.reshape(shape)
 
-# %% ../../nbs/serving/41_twin.ipynb #5293f063
-class _Input:
+# %% ../../nbs/serving/41_twin.ipynb #bfa669e1
+class _Input(NamedTuple):
     "One input: how both sides call it, and which arrays are ordinary for it."
-    def __init__(self, alias, name, tensor):
-        self.alias, self.name, self.dtype, self.shape = alias, name, find_dtype(tensor.dtype), tensor.shape
-        self.text = tensor.dtype == "DT_STRING"
+    alias: str
+    name: str
+    dtype: np.dtype
+    rank: int
+    sizes: tuple[int, ...]  # behind the row axis; -1: any
+    fixed: bool             # is one of them not -1?
+    text: bool
 
-    def fits(self, array, rows):
-        shape = array.shape
-        if len(shape) != len(self.shape) or not shape[0] == rows > 0 or array.dtype != self.dtype: return False
-        return all(wanted in (-1, size) for wanted, size in zip(self.shape[1:], shape[1:], strict=True))
+def _input(alias, name, tensor):
+    sizes = tensor.shape[1:]
+    return _Input(alias, name, find_dtype(tensor.dtype), len(tensor.shape), sizes, any(size >= 0 for size in sizes), tensor.dtype == "DT_STRING")
 
 def _inputs(signature, names):
     "The inputs in the order of the signature; why there are none otherwise."
@@ -47,9 +49,24 @@ def _inputs(signature, names):
         if alias not in names: return f"it has no input {alias}"
         if not tensor.shape or tensor.shape[0] != -1: return f"input {alias} has no open number of rows"
     if len(names) > len(signature.inputs): return f"the model has no input {sorted(set(names) - set(signature.inputs))[0]}"
-    return [_Input(alias, names[alias], tensor) for alias, tensor in signature.inputs.items()]
+    return [_input(alias, names[alias], tensor) for alias, tensor in signature.inputs.items()]
 
-# %% ../../nbs/serving/41_twin.ipynb #9933c300
+def _given(inputs, feeds):
+    "Arrays by ONNX name; None for a request that is not ordinary."
+    given, rows = {}, 0
+    for alias, name, dtype, rank, sizes, fixed, text in inputs:
+        array = feeds.get(alias)
+        if array is None or (array.dtype is not dtype and array.dtype != dtype): return None
+        shape = array.shape
+        if len(shape) != rank or shape[0] != (rows or shape[0]) or not shape[0]: return None
+        rows = shape[0]
+        if fixed and any(size not in (-1, found) for size, found in zip(sizes, shape[1:], strict=True)): return None
+        if text: array = _as_text(array)
+        if array is None: return None
+        given[name] = array
+    return given
+
+# %% ../../nbs/serving/41_twin.ipynb #3b7175e7
 class Twin:
     "A converted model that answers ordinary requests of one signature; `run` may be called from any thread."
 
@@ -86,26 +103,13 @@ class Twin:
     ) -> dict[str, np.ndarray]|None:       # output alias -> array; None: ask the SavedModel
         "Answer an ordinary request; raises `Refusal` for outputs that do not exist."
         wanted = check_outputs(self._definition, outputs)
-        if len(feeds) != len(self._inputs) or not self._outputs.keys() >= set(wanted): return None
-        given = self._given(feeds)
+        if len(feeds) != len(self._inputs) or any(alias not in self._outputs for alias in wanted): return None
+        given = _given(self._inputs, feeds)
         if given is None: return None
         try: found = self._session.run([self._outputs[alias] for alias in wanted], given)
         except Exception:  # noqa: BLE001 - whatever it is: the SavedModel answers, and its error is the one that counts
             return None
         return {alias: _as_bytes(array) if alias in self._text else array for alias, array in zip(wanted, found, strict=True)}
-
-    def _given(self, feeds):
-        "Arrays by ONNX name; None for a request that is not ordinary."
-        given, rows = {}, -1
-        for one in self._inputs:
-            array = feeds.get(one.alias)
-            if array is None or not array.shape: return None
-            if rows < 0: rows = array.shape[0]
-            if not one.fits(array, rows): return None
-            if one.text: array = _as_text(array)
-            if array is None: return None
-            given[one.name] = array
-        return given
 
 _ONNX_TYPES = {"DT_FLOAT": "tensor(float)", "DT_DOUBLE": "tensor(double)", "DT_HALF": "tensor(float16)", "DT_STRING": "tensor(string)",
                "DT_BOOL": "tensor(bool)", **{f"DT_{sign}INT{bits}": f"tensor({sign.lower()}int{bits})"
