@@ -4437,6 +4437,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mlnb/serving/workers.py'),
                                       'mlnb.serving.workers.Supervisor._others': ( 'serving/workers.html#supervisor._others',
                                                                                    'mlnb/serving/workers.py'),
+                                      'mlnb.serving.workers.Supervisor._spawn': ( 'serving/workers.html#supervisor._spawn',
+                                                                                  'mlnb/serving/workers.py'),
                                       'mlnb.serving.workers.Supervisor._tend': ( 'serving/workers.html#supervisor._tend',
                                                                                  'mlnb/serving/workers.py'),
                                       'mlnb.serving.workers.Supervisor.metrics_text': ( 'serving/workers.html#supervisor.metrics_text',
