@@ -6,7 +6,7 @@
 __all__ = ['Tls', 'read_tls', 'tls_context', 'recorder', 'RestListener', 'open_grpc', 'loader', 'answerer', 'served_config',
            'metrics_path', 'open_prediction_log', 'Link', 'in_thread', 'run_loop', 'ServingProcess']
 
-# %% ../../nbs/serving/62_process.ipynb #61f508b4
+# %% ../../nbs/serving/62_process.ipynb #f9c4ecd8
 import asyncio
 import logging
 import os
@@ -30,6 +30,7 @@ from .fallback import read_fallbacks
 from .guards import Guards, read_tokens
 from .handlers import Handlers, Rules, ask
 from .manager import Manager
+from .openapi import openapi_document
 from .registry_source import default_labels, read_registry, registry_config
 from .rest import Answer, Done, RestDoor
 from .serve_options import ServerOptions
@@ -258,7 +259,7 @@ def run_loop(
     except ImportError: new_event_loop = asyncio.new_event_loop
     with asyncio.Runner(loop_factory=new_event_loop) as runner: return runner.run(work)
 
-# %% ../../nbs/serving/62_process.ipynb #20cff21e
+# %% ../../nbs/serving/62_process.ipynb #eb55eda5
 class ServingProcess:
     "A server in one process and one event loop."
     def __init__(
@@ -335,7 +336,7 @@ class ServingProcess:
 
     def pages(self) -> dict[str, Callable[[], Awaitable[Answer]]]:
         "What is found beside the contract, and where."
-        found = {"/healthz": self._healthz, "/readyz": self._readyz}
+        found = {"/healthz": self._healthz, "/readyz": self._readyz, "/openapi.json": self._openapi}
         if path := metrics_path(self.options): found[path] = self._metrics
         return found
 
@@ -345,6 +346,9 @@ class ServingProcess:
         models = {name: [f"{one.version} {one.state}" for one in self.manager.statuses(name)] for name in self.manager.models()}
         facts = {"ready": self.ready(), "draining": self.draining, "models": models}
         return Answer(200 if facts["ready"] else 503, orjson.dumps(facts))
+
+    async def _openapi(self):
+        return Answer(200, orjson.dumps(await in_thread(openapi_document, self.manager, bool(self.guards.tokens))))
 
     async def _metrics(self):
         text = await self.link.metrics() if self.link else self.metrics.text()
