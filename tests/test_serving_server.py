@@ -422,3 +422,27 @@ def test_a_model_that_does_not_load_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("mlnb.serving.process.loader", broken)
     with pytest.raises(ServingError, match="cannot be loaded"):
         start_server(ServerOptions(model_name="m", model_base_path=str(tmp_path / "m"), rest_port=0, grpc_port=None, load_retries=0))
+
+
+# ---- the OpenAPI description ----------------------------------------------------------------------------------------
+
+def test_what_openapi_says_is_so(shared):
+    """Whatever fits the description, and whatever does not, gets an answer that is described, and never a 5xx."""
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    from schemathesis import GenerationMode
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+    seen = set()
+
+    def check(case):
+        response = case.call(base_url=shared.url, timeout=10)
+        seen.add((case.path, response.status_code))
+        case.validate_response(response, checks=[not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance])
+
+    for operation in schemathesis.openapi.from_url(f"{shared.url}/openapi.json").get_all_operations():
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            if mode is GenerationMode.NEGATIVE and operation.ok().method != "post": continue
+            strategy = operation.ok().as_strategy(generation_mode=mode)
+            settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))(given(strategy)(check))()
+    assert {status for path, status in seen if path == PREDICT} >= {200, 400}, "the description fits requests that work, and ones that do not"
+    assert len({path for path, _ in seen}) >= 8
