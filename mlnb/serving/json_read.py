@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['parse_body', 'signature_of', 'read_tensors']
 
-# %% ../../nbs/serving/33_json_read.ipynb #eb20b074
+# %% ../../nbs/serving/33_json_read.ipynb #2478dfd9
 import binascii
 import json
 import re
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 from .codes import Refusal
-from .json_scan import JsonError, read_number, scan, show
+from .json_scan import JsonError, kind_of, read_number, scan, show
 from .tensors import find_dtype, type_word
 
 # %% ../../nbs/serving/33_json_read.ipynb #13cfcc4b
@@ -126,11 +126,7 @@ def decode_bytes(value):
     except binascii.Error: pass
     raise Refusal("INVALID_ARGUMENT", "Unable to base64 decode")
 
-# %% ../../nbs/serving/33_json_read.ipynb #cd1f7cd6
-_WORDS = {type(None): "Null", str: "String", dict: "Object", list: "Array", int: "Number", float: "Number"}
-
-def _word_of(value): return str(value) if isinstance(value, bool) else _WORDS[type(value)]
-
+# %% ../../nbs/serving/33_json_read.ipynb #17e3f224
 def _fits(value, kind):
     "May an input of this type take this value?"
     allowed = _MAKERS[kind][1]
@@ -147,10 +143,10 @@ def _read_leaf(value, kind):
     if kind not in _MAKERS and not isinstance(value, dict):
         raise Refusal("UNIMPLEMENTED", f"Conversion of JSON Value: {show(value)} to type: {type_word(kind)}")
     if isinstance(value, dict) or not _fits(value, kind):
-        raise _refuse(value, f"Type: {_word_of(value)} is not of expected type: {type_word(kind)}")
+        raise _refuse(value, f"Type: {kind_of(value)} is not of expected type: {type_word(kind)}")
     return value.encode("utf-8", "surrogateescape") if kind == "DT_STRING" else value
 
-# %% ../../nbs/serving/33_json_read.ipynb #fd01fa7f
+# %% ../../nbs/serving/33_json_read.ipynb #0566d3ec
 def _shape_of(value, alias):
     "Sizes along the first elements; refuses more dimensions than an array can have."
     shape = []
@@ -181,11 +177,13 @@ def _read_tensor(value, kind, alias):
     _collect(value, 0, shape, kind, leaves)
     return shape, leaves
 
-def _build(leaves, kind, shape):
+def _build(leaves, kind, shape, alias):
     "Read values as an array."
-    return (_objects(leaves) if kind == "DT_STRING" else _pack(leaves, _MAKERS.get(kind, "?")[0], kind)).reshape(shape)
+    flat = _objects(leaves) if kind == "DT_STRING" else _pack(leaves, _MAKERS.get(kind, "?")[0], kind)
+    if len(shape) > _MOST_DIMENSIONS: raise Refusal("INVALID_ARGUMENT", f"tensor parsing error: {alias}")
+    return flat.reshape(shape)
 
-# %% ../../nbs/serving/33_json_read.ipynb #d43f8d2f
+# %% ../../nbs/serving/33_json_read.ipynb #c4661edc
 def _expect_same(shape, first):
     "Refuse a row whose tensor differs in shape from the first row's."
     size, wanted = int(np.prod(shape)), int(np.prod(first))
@@ -232,15 +230,15 @@ def _read_rows(rows, inputs):
     if arrays is not None: return arrays
     found = {}
     for at, row in enumerate(rows): _add_row(at, row, inputs, found, named)
-    return {alias: _build(leaves, inputs[alias], [len(rows), *shape]) for alias, (shape, leaves) in found.items()}
+    return {alias: _build(leaves, inputs[alias], [len(rows), *shape], alias) for alias, (shape, leaves) in found.items()}
 
-# %% ../../nbs/serving/33_json_read.ipynb #1cf8265d
+# %% ../../nbs/serving/33_json_read.ipynb #950125ac
 def _read_column(value, kind, alias):
     "The array of one input."
     fast = _read_fast(value, kind) if isinstance(value, list) else None
     if fast is not None: return fast
     shape, leaves = _read_tensor(value, kind, alias)
-    return _build(leaves, kind, shape)
+    return _build(leaves, kind, shape, alias)
 
 def _read_columns(value, inputs):
     "The arrays of the column form."
