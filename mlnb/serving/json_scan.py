@@ -5,26 +5,19 @@
 # %% auto #0
 __all__ = ['JsonError', 'read_number', 'scan', 'quote', 'kind_of', 'show']
 
-# %% ../../nbs/serving/28_json_scan.ipynb #2d06fc07
+# %% ../../nbs/serving/28_json_scan.ipynb #5a24a7d9
 import math
 import re
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
+from ..errors import ServingError
 
-# %% ../../nbs/serving/28_json_scan.ipynb #b2ec0168
-class JsonError(ValueError):
-    "Bytes that are no JSON."
+# %% ../../nbs/serving/28_json_scan.ipynb #658fc671
+class JsonError(ServingError):
+    "Bytes that are no JSON: what is wrong, in RapidJSON's words, and at which byte."
 
-    def __init__(
-        self,
-        problem:str, # a sentence, e.g. "Invalid value."
-        offset:int,  # byte in the text where it was noticed, from 0
-    ):
-        self.problem, self.offset = problem, offset
-        super().__init__(f"{problem} at offset: {offset}")
-
-# %% ../../nbs/serving/28_json_scan.ipynb #2231c733
+# %% ../../nbs/serving/28_json_scan.ipynb #a8107e95
 _EMPTY = "The document is empty."
 _VALUE = "Invalid value."
 _NAME = "Missing a name for object member."
@@ -39,6 +32,8 @@ _TOO_BIG = "Number too big to be stored in double."
 _FRACTION = "Miss fraction part in number."
 _EXPONENT = "Miss exponent in number."
 
+def _fault(problem, offset): return JsonError(f"{problem} at offset: {offset}")
+
 # %% ../../nbs/serving/28_json_scan.ipynb #018e5a46
 def read_number(
     text:str,     # as JSON has numbers: "-12", "1.5e3"
@@ -51,7 +46,7 @@ def read_number(
     whole = int(text)
     return whole if -2**63 <= whole < 2**64 else number
 
-# %% ../../nbs/serving/28_json_scan.ipynb #54335e6d
+# %% ../../nbs/serving/28_json_scan.ipynb #cbbd6d19
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _CONSTANT = re.compile(rb"(-?)(NaN|Inf(?:inity|(?!i)))")
 _PLAIN_TEXT = re.compile(rb'"([^"\\\x00-\x1f]*)"')
@@ -63,7 +58,7 @@ def _scan_word(data, at):
     word, value = _WORDS[data[at:at + 1]]
     if data.startswith(word, at): return value, at + len(word)
     same = next(i for i in range(len(word)) if data[at + i:at + i + 1] != word[i:i + 1])
-    raise JsonError(_VALUE, at + same)
+    raise _fault(_VALUE, at + same)
 
 def _scan_number(data, at):
     "A number, or one of the constants that stand for none."
@@ -71,15 +66,15 @@ def _scan_number(data, at):
         number = math.nan if found[2] == b"NaN" else math.inf
         return (-number if found[1] else number), found.end()
     found = _NUMBER.match(data, at)
-    if not found: raise JsonError(_VALUE, at + data.startswith(b"-", at))
+    if not found: raise _fault(_VALUE, at + data.startswith(b"-", at))
     after = found.end()
-    if data[after:after + 1] == b"." and b"." not in found[0]: raise JsonError(_FRACTION, after + 1)
+    if data[after:after + 1] == b"." and b"." not in found[0]: raise _fault(_FRACTION, after + 1)
     if data[after:after + 1] in (b"e", b"E") and b"e" not in found[0].lower():
-        raise JsonError(_EXPONENT, after + 1 + (data[after + 1:after + 2] in (b"+", b"-")))
+        raise _fault(_EXPONENT, after + 1 + (data[after + 1:after + 2] in (b"+", b"-")))
     try: return read_number(found[0].decode()), after
-    except OverflowError as error: raise JsonError(_TOO_BIG, at) from error
+    except OverflowError as error: raise _fault(_TOO_BIG, at) from error
 
-# %% ../../nbs/serving/28_json_scan.ipynb #645947c6
+# %% ../../nbs/serving/28_json_scan.ipynb #500935aa
 _SIMPLE = {b'"': '"', b"\\": "\\", b"/": "/", b"b": "\b", b"f": "\f", b"n": "\n", b"r": "\r", b"t": "\t"}
 _CODE = re.compile(rb"[0-9a-fA-F]{4}")
 
@@ -87,13 +82,13 @@ def _scan_escape(data, at):
     "The character of an escape whose backslash is at `at`, and what follows."
     letter = data[at + 1:at + 2]
     if letter in _SIMPLE: return _SIMPLE[letter], at + 2
-    if letter != b"u": raise JsonError(_ESCAPE, at)
+    if letter != b"u": raise _fault(_ESCAPE, at)
     high = _CODE.match(data, at + 2)
-    if not high: raise JsonError(_HEX, at)
+    if not high: raise _fault(_HEX, at)
     code = int(high[0], 16)
     if not 0xD800 <= code <= 0xDFFF: return chr(code), at + 6
     low = _CODE.match(data, at + 8) if data.startswith(b"\\u", at + 6) else None
-    if code > 0xDBFF or not low or not 0xDC00 <= int(low[0], 16) <= 0xDFFF: raise JsonError(_SURROGATE, at)
+    if code > 0xDBFF or not low or not 0xDC00 <= int(low[0], 16) <= 0xDFFF: raise _fault(_SURROGATE, at)
     return chr(0x10000 + (code - 0xD800 << 10 | int(low[0], 16) - 0xDC00)), at + 12
 
 def _scan_text(data, at):
@@ -105,11 +100,11 @@ def _scan_text(data, at):
         parts.append(run[0].decode("utf-8", "surrogateescape"))
         at, mark = run.end(), data[run.end():run.end() + 1]
         if mark == b'"': return "".join(parts), at + 1
-        if mark != b"\\": raise JsonError(_QUOTATION if mark == b"\0" else _ENCODING, at)
+        if mark != b"\\": raise _fault(_QUOTATION if mark == b"\0" else _ENCODING, at)
         character, at = _scan_escape(data, at)
         parts.append(character)
 
-# %% ../../nbs/serving/28_json_scan.ipynb #7dc02dde
+# %% ../../nbs/serving/28_json_scan.ipynb #53036a0f
 _BLANK, _QUOTE, _COLON_BYTE, _COMMA_BYTE, _LIST, _OBJECT = b" \n\r\t", *b'":,[{'
 _CLOSING = {_LIST: b"]"[0], _OBJECT: b"}"[0]}
 
@@ -124,21 +119,21 @@ def _scan_plain(data, at):
 
 def _scan_name(data, at, names):
     "Note the name of a member; gives where its value begins."
-    if data[at] != _QUOTE: raise JsonError(_NAME, at)
+    if data[at] != _QUOTE: raise _fault(_NAME, at)
     name, at = _scan_text(data, at)
     at = _skip(data, at)
-    if data[at] != _COLON_BYTE: raise JsonError(_COLON, at)
+    if data[at] != _COLON_BYTE: raise _fault(_COLON, at)
     names.append(name)
     return _skip(data, at + 1)
 
-# %% ../../nbs/serving/28_json_scan.ipynb #470e53de
+# %% ../../nbs/serving/28_json_scan.ipynb #2665e7fb
 def scan(
     data:bytes, # a JSON document, and perhaps more behind it
 ) -> Any:       # dict, list, str, int, float, bool or None
     "The first JSON value in the bytes, as RapidJSON reads it; raises `JsonError`."
     data += b"\0"
     at = _skip(data, 3 if data.startswith(b"\xef\xbb\xbf") else 0)
-    if not data[at]: raise JsonError(_EMPTY, at)
+    if not data[at]: raise _fault(_EMPTY, at)
     opened: list[tuple[int, Any]] = []
     names: list[str] = []
     while True:
@@ -161,7 +156,7 @@ def scan(
                 at = _skip(data, at + 1)
                 if head == _OBJECT: at = _scan_name(data, at, names)
                 break
-            if data[at] != _CLOSING[head]: raise JsonError(_MISSING[head], at)
+            if data[at] != _CLOSING[head]: raise _fault(_MISSING[head], at)
             opened.pop()
             value, at = inside, at + 1
         else: return value
