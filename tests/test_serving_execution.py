@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlnb.errors import ServingError
 from mlnb.serving.batches import BatchLimits, read_limits
 from mlnb.serving.batching import Batcher
 from mlnb.serving.codes import Refusal
@@ -273,6 +274,22 @@ def test_closing_lets_the_askers_finish_and_refuses_new_ones():
         return [await one for one in asked]
 
     assert values_of(asyncio.run(main())) == [[float(i)] for i in range(5)]
+
+
+def test_a_batcher_outlives_its_loop_but_serves_one_at_a_time():
+    batcher = Batcher(Echo(0.1))
+    assert values_of(ask_together(batcher, floats(1))) == [[1.0]]   # each call is a loop of its own
+    assert values_of(ask_together(batcher, floats(2))) == [[2.0]]
+
+    async def main():
+        asked = asyncio.ensure_future(batcher.answer(floats(3)))
+        await asyncio.sleep(0.01)
+        other = await asyncio.to_thread(ask_together, batcher, floats(4))
+        batcher.close()   # in the loop's thread: nothing to wait for
+        return await asked, other[0]
+
+    mine, other = asyncio.run(main())
+    assert mine["x!"].tolist() == [3.0] and isinstance(other, ServingError)
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------

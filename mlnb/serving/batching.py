@@ -155,7 +155,7 @@ class _Queue:
         raise Refusal("UNAVAILABLE", "The batch scheduling queue to which this task was submitted is full; currently "
                       f"{len(self.batches)} batches enqueued and max_enqueued_batches is {self.limits.queued}")
 
-# %% ../../nbs/serving/42_batching.ipynb #4287fd54
+# %% ../../nbs/serving/42_batching.ipynb #f7134d2c
 INLINE_SECONDS = 0.0005
 
 class Batcher:
@@ -172,7 +172,7 @@ class Batcher:
         self._loop:asyncio.AbstractEventLoop|None = None
         self._pool:ThreadPoolExecutor|None = None
         self._alarm:asyncio.TimerHandle|None = None
-        self._busy, self._open, self._closed = 0, 0, False
+        self._busy, self._open, self._closed, self._thread = 0, 0, False, 0
         self.requests = 0
 
     async def answer(
@@ -204,17 +204,18 @@ class Batcher:
         self,
         wait_seconds:float=30.0,  # how long requests that are under way may take, at least 0
     ) -> None:
-        "Refuse new requests, let those under way finish, and end the worker; call it from another thread than the loop's."
+        "Refuse new requests, let those under way finish, and end the worker; in the loop's own thread it cannot wait for them."
         self._closed = True
         until = time.monotonic() + wait_seconds
-        apart = self._loop is not None and not self._loop.is_closed() and getattr(self._loop, "_thread_id", 0) != threading.get_ident()
+        apart = self._loop is not None and not self._loop.is_closed() and self._thread != threading.get_ident()
         while apart and self._open and time.monotonic() < until: time.sleep(0.001)
         if self._pool is not None: self._pool.shutdown(wait=apart and not self._open)
 
     def _adopt(self, loop):
         if self._loop is not None and not self._loop.is_closed() and self._open:
             raise ServingError("a batcher serves one event loop at a time", cure="make one for each loop")
-        self._loop, self._queue, self._busy, self._alarm = loop, _Queue(self.limits), 0, None
+        self._loop, self._thread = loop, threading.get_ident()
+        self._queue, self._busy, self._alarm, self._open = _Queue(self.limits), 0, None, 0
 
     def _accept(self, feeds, outputs, deadline):
         "Put a request into the queue, whole or in pieces."
