@@ -1,12 +1,14 @@
 """Versions that come and go under requests: what a server may load, lend and close, and what it counts."""
 import gc
 import json
+import shutil
 import sys
 import threading
 import weakref
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,7 @@ from mlnb.serving.fleet import Version
 from mlnb.serving.manager import Manager
 from mlnb.serving.messages import ModelServerConfig
 from mlnb.serving.policy import VersionState, next_action
+from mlnb.serving.servable import load_servable
 from mlnb.serving.server_files import (
     model_config,
     model_entry,
@@ -45,6 +48,7 @@ from mlnb.serving.server_metrics import (
     write_family,
 )
 from mlnb.serving.storage import list_folders, read_policy, versions_in
+from mlnb.training.quiet import import_quietly, quiet
 
 CASES = Path(__file__).resolve().parents[2]/"shared/conformance/tfserving.json"
 POLICY = type(model_entry("m", "/m").model_version_policy)
@@ -478,6 +482,79 @@ def test_polling_by_itself(tmp_path):
             wait_for(event="version", model="tips", state="AVAILABLE")
             wait_for(event="version", version=2, state="END")
     assert [t.name for t in threading.enumerate() if t.name.startswith("mlnb")] == []
+
+
+# ---------------------------------------------------------------- real models
+
+def vocabulary_model(folder: Path) -> Path:
+    """A SavedModel whose answer is the place of a word in a vocabulary file, times a weight."""
+    tf = import_quietly()
+    words = folder.parent/"words.txt"
+    words.write_text("".join(f"word{number}\n" for number in range(2000)))
+
+    class Places(tf.Module):
+        def __init__(self):
+            self.weight = tf.Variable(1.0)
+            self.table = tf.lookup.StaticHashTable(tf.lookup.TextFileInitializer(
+                str(words), tf.string, tf.lookup.TextFileIndex.WHOLE_LINE, tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER), -1)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "word")])
+        def place(self, word): return {"place": self.weight * tf.cast(self.table.lookup(word), tf.float32)}
+    module = Places()
+    with quiet(): tf.saved_model.save(module, str(folder), signatures={"serving_default": module.place})
+    return folder
+
+
+def place_of(servable, word: bytes) -> float:
+    """What the model answers."""
+    return float(servable.run("serving_default", {"word": np.array([word], object)})["place"][0])
+
+
+@pytest.mark.tensorflow
+def test_a_real_model_that_is_being_copied(tmp_path, managed):
+    """Without its graph, without its weights, with half a vocabulary: none of it is ever asked."""
+    whole = vocabulary_model(tmp_path/"export")
+    shutil.copytree(whole, tmp_path/"places"/"1")
+    now = [0.0]
+    manager = managed(lambda model, version, folder: load_servable(folder), settle_seconds=2, clock=lambda: now[0])
+    manager.apply(model_config([model_entry("places", tmp_path/"places")]))
+
+    def later(seconds):
+        now[0] += seconds
+        look(manager)
+        with manager.lease("places") as lease:
+            assert place_of(lease.servable, b"word1999") == 1999
+            return lease.version
+    new = tmp_path/"places"/"2"
+    new.mkdir()
+    answers = [later(0)]
+    for part in ("variables", "assets", "saved_model.pb", "fingerprint.pb"):
+        if (whole/part).is_dir(): shutil.copytree(whole/part, new/part)
+        else: shutil.copy(whole/part, new/part)
+        if part == "assets": (new/"assets"/"words.txt").write_text("word0\nword1\n")
+        answers.append(later(1.5))
+    assert place_of(load_servable(new), b"word1999") == -1   # the danger is real: it loads, and is wrong
+    shutil.copy(whole/"assets"/"words.txt", new/"assets"/"words.txt")
+    answers += [later(1.5), later(1.5)]
+    assert {*answers} == {1}
+    assert later(1) == 2
+    assert [event for event in manager.events if event["event"] == "load_failed"] == []
+
+
+@pytest.mark.tensorflow
+def test_a_real_model_whose_parts_are_missing_fails_and_recovers(tmp_path, managed):
+    """What TensorFlow says becomes the status; the parts arrive, and it answers."""
+    whole = vocabulary_model(tmp_path/"export")
+    manager = managed(lambda model, version, folder: load_servable(folder), load_retries=0)
+    (tmp_path/"places"/"1").mkdir(parents=True)
+    with pytest.raises(Refusal, match="did not become available.*name: places version: 1.*NOT_FOUND"):
+        manager.apply(model_config([model_entry("places", tmp_path/"places")]))
+    for part, state in (("saved_model.pb", "END"), ("assets", "END"), ("variables", "AVAILABLE")):
+        if (whole/part).is_dir(): shutil.copytree(whole/part, tmp_path/"places"/"1"/part)
+        else: shutil.copy(whole/part, tmp_path/"places"/"1"/part)
+        look(manager)
+        assert manager.statuses("places")[0].state == state, manager.statuses("places")
+    with manager.lease("places") as lease: assert place_of(lease.servable, b"word7") == 7
 
 
 # ---------------------------------------------------------------- everything at once
