@@ -3500,6 +3500,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlnb.serving.feeds._columns': ('serving/feeds.html#_columns', 'mlnb/serving/feeds.py'),
                                     'mlnb.serving.feeds._is_frame': ('serving/feeds.html#_is_frame', 'mlnb/serving/feeds.py'),
                                     'mlnb.serving.feeds._missing': ('serving/feeds.html#_missing', 'mlnb/serving/feeds.py'),
+                                    'mlnb.serving.feeds._mixed': ('serving/feeds.html#_mixed', 'mlnb/serving/feeds.py'),
                                     'mlnb.serving.feeds._number': ('serving/feeds.html#_number', 'mlnb/serving/feeds.py'),
                                     'mlnb.serving.feeds._one_by_one': ('serving/feeds.html#_one_by_one', 'mlnb/serving/feeds.py'),
                                     'mlnb.serving.feeds._text': ('serving/feeds.html#_text', 'mlnb/serving/feeds.py'),
