@@ -201,15 +201,15 @@ def _write_parts(parts, tables, progress):
         progress(rows, share)
     parts.add(pa.concat_tables(held), before, bad, True)
 
-# %% ../../nbs/serving/69_batch_predict.ipynb #fc5239ec
+# %% ../../nbs/serving/69_batch_predict.ipynb #fcc4566f
 def find_model(
     model:str,          # "churn", "churn:2", "churn:1.2.0", "churn:challenger", or a folder with a SavedModel
     registry:Path|str,  # the registry's folder
 ) -> tuple[Path, str]:  # its folder; what to call it
     "The SavedModel that is meant; raises `ServingError` naming what there is."
     if (Path(model)/"saved_model.pb").is_file(): return Path(model), Path(model).name
-    name, _, which = model.partition(":")
-    if "/" in name or name not in (known := list_models(registry)):
+    (name, _, which), known = model.partition(":"), list_models(registry)
+    if name not in known:
         raise ServingError(f"no model '{model}'", where=str(registry),
                            expected="one of: " + ", ".join(known) if known else "a model that was registered, or a folder")
     record = find_version(registry, name, which or "champion")

@@ -20,7 +20,7 @@ def _span(seconds):
     if seconds < 90: return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
-# %% ../../nbs/serving/99_predict_command.ipynb #1f6234b1
+# %% ../../nbs/serving/99_predict_command.ipynb #55a31e70
 class Progress:
     "Says how far it is: rows, share, rate and the time that is left."
 
@@ -30,7 +30,8 @@ class Progress:
         clock:Callable[[], float]=time.monotonic,  # s
     ):
         self.stream, self.clock, self.terminal = stream, clock, stream.isatty()
-        self.began, self.first, self.said, self.shown = clock(), None, clock(), False
+        self.began, self.said, self.shown = clock(), clock(), False
+        self.first: tuple[int, float, float] | None = None
 
     def __call__(self, rows:int, share:float) -> None:
         now = self.clock()
