@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LONGEST_LINE', 'HEARTBEAT_SECONDS', 'SILENCE_SECONDS', 'LONGEST_PAUSE', 'Peer', 'open_peer', 'work', 'Supervisor']
 
-# %% ../../nbs/serving/63_workers.ipynb #f239c291
+# %% ../../nbs/serving/63_workers.ipynb #cf310d28
 import asyncio
 import base64
 import itertools
+import logging
 import signal
 import socket
 import sys
@@ -24,7 +25,9 @@ from .process import Link, ServingProcess, in_thread, run_loop
 from .serve_options import ServerOptions, options_from_text, options_to_text, take_port
 from .server_metrics import merge_texts, write_family
 
-# %% ../../nbs/serving/63_workers.ipynb #5985e800
+# %% ../../nbs/serving/63_workers.ipynb #3ce55de3
+_log = logging.getLogger("mlnb.serving")
+
 class Peer:
     "One end of a line between two processes."
     def __init__(
@@ -70,6 +73,9 @@ class Peer:
     async def _answer(self, facts):
         try: found = await self.answers[facts["ask"]](facts)
         except Refusal as e: found = {"code": e.code, "message": e.message}
+        except Exception as e:
+            _log.exception("a question between processes failed: %s", facts["ask"])
+            found = {"code": "INTERNAL", "message": f"{type(e).__name__}: {e}"}
         with suppress(ServingError): self._write({"answer": facts["number"], **found})
 
 LONGEST_LINE = 2**26   # a page of metrics, or a configuration
@@ -82,7 +88,7 @@ async def open_peer(
     reader, writer = await asyncio.open_connection(sock=sock, limit=LONGEST_LINE)
     return Peer(reader, writer, answers)
 
-# %% ../../nbs/serving/63_workers.ipynb #607efcef
+# %% ../../nbs/serving/63_workers.ipynb #3e217ca9
 def _config(facts): return messages.ModelServerConfig.FromString(base64.b64decode(facts["config"])) if facts.get("config") else None
 def _packed(config): return base64.b64encode(config.SerializeToString()).decode() if config is not None else ""
 
@@ -135,13 +141,12 @@ def work(
     line:int,   # file descriptor of a socket to the supervisor
 ) -> int:       # exit code
     "The whole life of a worker; what the supervisor starts."
-    import logging
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     async def run(): return await _Worker().run(socket.socket(fileno=line))
     return run_loop(run())
 
-# %% ../../nbs/serving/63_workers.ipynb #3f2d7e89
+# %% ../../nbs/serving/63_workers.ipynb #2ea95f9f
 HEARTBEAT_SECONDS, SILENCE_SECONDS, LONGEST_PAUSE = 1.0, 60.0, 30.0
 
 class _Slot:
@@ -164,7 +169,7 @@ class Supervisor:
         self.rest_port = rest[0].getsockname()[1] if rest[0] else None
         self.grpc_port = self._grpc.getsockname()[1] if self._grpc else None
         self._tending: list[asyncio.Task] = []
-        self._reloading = asyncio.Lock()
+        self._reloading, self._starting = asyncio.Lock(), asyncio.Lock()
 
     async def start(self) -> None:
         "Start all workers and wait until they are ready; raises `ServingError`."
@@ -229,12 +234,8 @@ class Supervisor:
 
     async def _live(self, slot):
         "One worker, from its start to its end."
-        ours, theirs = socket.socketpair()
-        theirs.set_inheritable(True)
         sockets = [one.socket.fileno() for one in self.slots if one.socket]
-        code = "import sys; from mlnb.serving.workers import work; sys.exit(work(int(sys.argv[1])))"
-        slot.process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(theirs.fileno()), pass_fds=(theirs.fileno(), *sockets))
-        theirs.close()
+        async with self._starting: ours = await self._spawn(slot, sockets)
         slot.failed = ""
         slot.peer = await open_peer(ours, self._answers(slot, sockets))
         listening, beating = asyncio.ensure_future(slot.peer.listen()), asyncio.ensure_future(self._beat(slot))
@@ -245,6 +246,15 @@ class Supervisor:
         if slot.page: self.gone = [merge_texts([], [*self.gone, slot.page])]
         slot.page = b""
         if was_ready and not self.stopping: await self._others(slot, "adopt")
+
+    async def _spawn(self, slot, sockets):
+        "Start a process; one after the other, so that none inherits the line of another."
+        code = "import sys; from mlnb.serving.workers import work; sys.exit(work(int(sys.argv[1])))"
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.set_inheritable(True)
+            slot.process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(theirs.fileno()), pass_fds=(theirs.fileno(), *sockets))
+        return ours
 
     def _answers(self, slot, sockets):
         async def hello(facts):
@@ -269,7 +279,7 @@ class Supervisor:
         if slot.socket is None: return
         for other in self.slots:
             if other is slot or not other.ready: continue
-            with suppress(ServingError): await other.peer.ask(question, socket=slot.number)
+            with suppress(ServingError, Refusal): await other.peer.ask(question, socket=slot.number)
             if question == "adopt": return
 
     async def _beat(self, slot):
