@@ -76,8 +76,19 @@ REGISTRY: dict[str, Any] = {}
 # %% ../nbs/87_serving_words.ipynb #8c643134
 DEPLOY: dict[str, Any] = {}
 
-# %% ../nbs/87_serving_words.ipynb #132d24ed
-PREDICT: dict[str, Any] = {}
+# %% ../nbs/87_serving_words.ipynb #c13a270d
+PREDICT: dict[str, Any] = {
+    "predict": ("predict_command:predict_command", "answer every row of a file with a model", [
+        (("file",), {"metavar": "FILE", "help": ".csv, .jsonl or .parquet; larger than memory is fine"}),
+        (("-m", "--model"), {"required": True, "metavar": "NAME[:WHICH]", "help": "in the registry: its champion, or a version, number or alias behind ':'; "
+            "or a folder with a SavedModel"}),
+        (("-o", "--output"), {"required": True, "metavar": "FILE", "help": ".parquet or .csv"}),
+        (("--columns",), {"metavar": "A,B", "help": "of the input that go with the answers; all; those the model does not use, when left out"}),
+        (("--on-error",), {"choices": ("stop", "mark"), "default": "stop", "help": "at a row that cannot be answered: stop, or say why in the column error"}),
+        (("--resume",), {"action": "store_true", "help": "go on where an interrupted run stopped"}),
+        (("--signature",), {"default": "serving_default", "metavar": "NAME", "help": "of the model; serving_default, when left out"}),
+        (("--batch-size",), {"type": int, "default": 4096, "metavar": "N", "help": "rows computed at once (4096)"}),
+        _REGISTRY, _JSON])}
 
 # %% ../nbs/87_serving_words.ipynb #94ee73bb
 SERVING = {**REGISTRY, **SERVE, **PREDICT, **DEPLOY}

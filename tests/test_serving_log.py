@@ -281,6 +281,7 @@ def test_one_log_holds_models_that_differ(tmp_path):
     assert table["request_id"].tolist() == [f"r{i}" for i in reversed(range(6))]
     assert set(table["model"]) == {"a", "../b"} and all(path.is_relative_to(tmp_path) for path in tmp_path.rglob("*"))
     assert sum(len(part) for part in iterate_log(tmp_path, "a", rows=1)) == 4
+    assert read_log(tmp_path, signature="t").empty and len(read_log(tmp_path, signature="s", columns=["version"])) == 6
     late = read_log(tmp_path, "a", start=pd.Timestamp(1.7e9 - 2, unit="s"), end=pd.Timestamp(1.7e9, unit="s", tz="UTC"), columns=["version"])
     assert late.columns.tolist() == ["time", "version"] and late["version"].tolist() == [2]
     with pytest.raises(ServingError, match="no time"): read_log(tmp_path, start="yesterday-ish")

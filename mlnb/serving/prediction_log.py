@@ -226,39 +226,43 @@ def _blocks(folder, start, end, columns, rows):
             yield from file.iter_batches(rows, columns=names)
     for blocks in journals.values(): yield from blocks
 
-# %% ../../nbs/serving/50_prediction_log.ipynb #e86beecc
+# %% ../../nbs/serving/50_prediction_log.ipynb #ee671b7e
 def iterate_log(
     folder:Path|str,                # of the log
     model:str="",                   # name of a model; "" for all
     start:str|datetime|None=None,   # first moment; UTC unless it says otherwise
     end:str|datetime|None=None,     # first moment that is not wanted any more
     columns:Sequence[str]=(),       # such as "input.age"; () for all
+    signature:str="",               # only what was asked by this one; "" for all, whose outputs may differ in shape
     rows:int=65_536,                # of a part at most, as far as they come from Parquet
 ) -> Iterator["pd.DataFrame"]:      # noqa: F821 - parts with request_id, index, time, model, version, signature, latency_seconds, fallback, input.*, output.*
     "Stream a prediction log, also while servers write to it; raises `ServingError` when there is none."
     if not Path(folder).is_dir(): raise ServingError("there is no prediction log here", where=str(folder), cure="start the server with one")
     first, last = _moment(start), _moment(end)
     wanted = {*columns, "time"} if columns else None
+    read = {*wanted, "signature"} if wanted else None
     folders = [folder_of(folder, model)] if model else sorted(path for path in Path(folder).iterdir() if path.is_dir())
     for one in folders:
-        for block in _blocks(one, first, last, wanted, rows):
+        for block in _blocks(one, first, last, read, rows):
             frame = block.to_pandas()
+            if signature: frame = frame[frame["signature"] == signature]
             if wanted: frame = frame[[name for name in frame.columns if name in wanted]]
             if first is not None: frame = frame[frame["time"] >= first]
             if last is not None: frame = frame[frame["time"] < last]
             if len(frame): yield frame
 
-# %% ../../nbs/serving/50_prediction_log.ipynb #9ab8ca73
+# %% ../../nbs/serving/50_prediction_log.ipynb #6822aa08
 def read_log(
     folder:Path|str,                # of the log
     model:str="",                   # name of a model; "" for all
     start:str|datetime|None=None,   # first moment; UTC unless it says otherwise
     end:str|datetime|None=None,     # first moment that is not wanted any more
     columns:Sequence[str]=(),       # such as "input.age"; () for all
+    signature:str="",               # only what was asked by this one; "" for all, whose outputs may differ in shape
 ) -> "pd.DataFrame":                # noqa: F821 - rows by time, see `iterate_log`
     "A prediction log as one table; raises `ServingError` when there is none."
     import pandas as pd
-    parts = list(iterate_log(folder, model, start, end, columns))
+    parts = list(iterate_log(folder, model, start, end, columns, signature))
     if not parts: return pd.DataFrame({"request_id": pd.Series(dtype=str), "index": pd.Series(dtype="int32"), "time": pd.Series(dtype="datetime64[us, UTC]")})
     table = pd.concat(parts, ignore_index=True)
     return table.sort_values("time", kind="stable", ignore_index=True)
