@@ -3488,6 +3488,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'mlnb/serving/registry_commands.py'),
                                                 'mlnb.serving.registry_commands._told': ( 'serving/registry_commands.html#_told',
                                                                                           'mlnb/serving/registry_commands.py'),
+                                                'mlnb.serving.registry_commands._tracked': ( 'serving/registry_commands.html#_tracked',
+                                                                                             'mlnb/serving/registry_commands.py'),
                                                 'mlnb.serving.registry_commands._twin_lines': ( 'serving/registry_commands.html#_twin_lines',
                                                                                                 'mlnb/serving/registry_commands.py'),
                                                 'mlnb.serving.registry_commands._verified': ( 'serving/registry_commands.html#_verified',

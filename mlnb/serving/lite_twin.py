@@ -17,7 +17,7 @@ from ..errors import missing_extra
 from .parity import Twin, compare_twin, keep_twin
 from ..training.quiet import import_quietly, quiet
 
-# %% ../../nbs/serving/15_lite_twin.ipynb #1c592f8e
+# %% ../../nbs/serving/15_lite_twin.ipynb #ac8d0717
 @contextmanager
 def _silence():
     "Keep what C++ writes to the error stream off the page."
@@ -35,9 +35,9 @@ def _reason(error):
     "What a person needs of the converter's message."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     lacking = next((line.split(":", 1)[1].strip() for line in lines if line.startswith(("TF Select ops:", "Custom ops:"))), "")
+    native = next((line for line in lines if "is neither a custom op nor a flex op" in line), "")
+    lacking = lacking or native.rpartition("' op ")[0].rpartition("'")[2].removeprefix("tf.")
     if lacking: return f"it cannot be converted: LiteRT has no {lacking}, and ai-edge-litert carries no TensorFlow kernels"
-    native = [line for line in lines if "is neither a custom op nor a flex op" in line]
-    if native: return f"it cannot be converted: LiteRT has no {native[0].rsplit(chr(39), 2)[1].removeprefix('tf.')}, and ai-edge-litert carries no TensorFlow kernels"
     return f"it cannot be converted: {lines[0][:300]}"
 
 def _converted(folder):
