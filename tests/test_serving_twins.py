@@ -177,3 +177,23 @@ def test_a_regression_is_warmed_through_regress(build, tmp_path):  # noqa: F811
     assert add_warm_up(tmp_path / "m", ROWS, rows=2).doors == {"regress": 3, "serving_default": 3, "serving_tf_example": 3}
     with pytest.raises(ServingError, match="would refuse"): add_warm_up(tmp_path / "m", {name: value[:0] for name, value in ROWS.items()})
     assert not (tmp_path / "m" / WARM_UP).exists()
+
+
+def test_business_rules_are_in_the_twins_too(tmp_path):
+    """Conditions on words, numbers and dates, which override the score, on every edge row."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("ai_edge_litert")
+    import small_models
+
+    from mlnb.evaluation.assertions import guard_model, read_rules
+    from mlnb.training.models import build_model, to_inputs
+
+    table, schema = small_models.odd_shop()
+    words = [
+        {"name": "late", "when": "class in ('a', 'b') and \"bezahlt am\" > '2024-02-01'", "at_least": 0.9},
+        {"name": "dear", "when": "価格 > 30 or class = 'it''s'", "score": 0.25},
+    ]
+    inputs = to_inputs(table, schema)
+    export_model(guard_model(build_model(schema), read_rules(words, schema), schema), schema, tmp_path / "m", inputs, classes=["0", "1"])
+    for twin in add_twins(tmp_path / "m", inputs): assert twin.accepted and twin.difference < 1e-6, twin.reason
+    assert set(add_warm_up(tmp_path / "m", inputs, rows=1).doors) == {"classify", "rules", "serving_default", "serving_tf_example"}

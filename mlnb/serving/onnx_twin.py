@@ -37,7 +37,7 @@ def _floor_mod(ctx, node, name, args):
     other = made("And", [signs, made("Not", [made("Equal", [rest, zero], TensorProto.BOOL)], TensorProto.BOOL)], TensorProto.BOOL)
     ctx.make_node("Where", [other, made("Add", [rest, y]), rest], outputs=[output], shapes=[shape], dtypes=[dtype])
 
-# %% ../../nbs/serving/14_onnx_twin.ipynb #137a2a22
+# %% ../../nbs/serving/14_onnx_twin.ipynb #2f0ac1b1
 _OPSET = 18  # of ONNX: the newest that tf2onnx writes
 
 @contextmanager
@@ -50,6 +50,14 @@ def _hushed():
         with quiet(): yield
     finally: log.setLevel(level)
 
+def _with_shapes(tf, graph):
+    "The same graph, in which what a table finds has the shape of what it is asked."
+    with tf.Graph().as_default() as place:
+        tf.import_graph_def(graph, name="")
+        for op in place.get_operations():
+            if op.type == "LookupTableFindV2": op.outputs[0].set_shape(op.inputs[1].shape)
+        return place.as_graph_def(add_shapes=True)
+
 def _converted(folder):
     "(ONNX model, {name of the signature: name in the model} for inputs and outputs) of `serving_default`."
     from tf2onnx import optimizer, tf_loader, tfonnx
@@ -58,7 +66,7 @@ def _converted(folder):
     graph, inputs, outputs, tables, names = tf_loader.from_saved_model(
         str(folder), None, None, tag=["serve"], signatures=["serving_default"], return_initialized_tables=True, return_tensors_to_rename=True)
     with tf.Graph().as_default() as place:
-        tf.import_graph_def(graph, name="")
+        tf.import_graph_def(_with_shapes(tf, graph), name="")
         made = tfonnx.process_tf_graph(place, opset=_OPSET, input_names=inputs, output_names=outputs, initialized_tables=tables,
                                        tensors_to_rename=names, custom_op_handlers=handlers, continue_on_error=True)
     return optimizer.optimize_graph(made).make_model("serving_default"), {names[one]: names[one] for one in inputs}, {names[one]: names[one] for one in outputs}

@@ -74,7 +74,7 @@ def _table(versions, now):
         if max(map(len, lines)) <= _WIDTH: break
     return lines
 
-# %% ../../nbs/serving/97_registry_commands.ipynb #291e1760
+# %% ../../nbs/serving/97_registry_commands.ipynb #bf4c3280
 def _broken(versions):
     lines = []
     for one in versions:
@@ -93,7 +93,10 @@ def _told(event):
     return f"  {event['at'][:16].replace('T', ' ')}  {event['by']} {_DONE[event['action']]} {event['version']}{target}{was}{forced}{said}"
 
 def _twin_lines(versions):
-    lines = [f"  {one['number']} {kind}: {'same answers' if twin['accepted'] else twin['reason']}"
+    def told(twin):
+        fast = f", {twin['latency_ms']:.2g} ms a row" if twin.get("latency_ms") else ""
+        return f"same answers{fast}" if twin["accepted"] else twin["reason"]
+    lines = [f"  {one['number']} {kind}: {told(twin)}"
              for one in versions for kind, twin in (one.get("twins") or {}).items()]
     return ["Twins:", *lines] if lines else []
 
