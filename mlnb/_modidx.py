@@ -3392,6 +3392,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlnb/serving/onnx_twin.py'),
                                         'mlnb.serving.onnx_twin._hushed': ('serving/onnx_twin.html#_hushed', 'mlnb/serving/onnx_twin.py'),
                                         'mlnb.serving.onnx_twin._made': ('serving/onnx_twin.html#_made', 'mlnb/serving/onnx_twin.py'),
+                                        'mlnb.serving.onnx_twin._relu': ('serving/onnx_twin.html#_relu', 'mlnb/serving/onnx_twin.py'),
                                         'mlnb.serving.onnx_twin._select': ('serving/onnx_twin.html#_select', 'mlnb/serving/onnx_twin.py'),
                                         'mlnb.serving.onnx_twin._unknown': ('serving/onnx_twin.html#_unknown', 'mlnb/serving/onnx_twin.py'),
                                         'mlnb.serving.onnx_twin._with_shapes': ( 'serving/onnx_twin.html#_with_shapes',

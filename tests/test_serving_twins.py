@@ -197,3 +197,21 @@ def test_business_rules_are_in_the_twins_too(tmp_path):
     export_model(guard_model(build_model(schema), read_rules(words, schema), schema), schema, tmp_path / "m", inputs, classes=["0", "1"])
     for twin in add_twins(tmp_path / "m", inputs): assert twin.accepted and twin.difference < 1e-6, twin.reason
     assert set(add_warm_up(tmp_path / "m", inputs, rows=1).doors) == {"classify", "rules", "serving_default", "serving_tf_example"}
+
+
+def test_a_model_that_fills_no_gaps_still_answers_as_the_saved_model_does(tmp_path):
+    """A fused relu makes 0 of NaN in TensorFlow; the ONNX twin must too, and what cannot is refused."""
+    pytest.importorskip("onnxruntime")
+    from mlnb.training.quiet import import_quietly
+
+    import_quietly("tensorflow")
+    import keras
+
+    names = ("a", "b")
+    given = {name: keras.Input((1,), name=name) for name in names}
+    hidden = keras.layers.Dense(16, "relu")(keras.layers.Concatenate()(list(given.values())))
+    rows = {"a": np.arange(9.0), "b": np.ones(9)}
+    export_model(keras.Model(given, keras.layers.Dense(1)(hidden)), {}, tmp_path / "m", rows, task="regression")
+    onnx, lite = add_twins(tmp_path / "m", rows)
+    assert onnx.accepted and onnx.difference < 1e-5, onnx.reason
+    assert lite.accepted or "nan" in lite.reason
