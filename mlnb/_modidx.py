@@ -3869,6 +3869,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'mlnb/serving/http_protocol.py'),
                                             'mlnb.serving.http_protocol.HttpProtocol._unsupported_upgrade_warning': ( 'serving/http_protocol.html#httpprotocol._unsupported_upgrade_warning',
                                                                                                                       'mlnb/serving/http_protocol.py'),
+                                            'mlnb.serving.http_protocol.HttpProtocol.answer': ( 'serving/http_protocol.html#httpprotocol.answer',
+                                                                                                'mlnb/serving/http_protocol.py'),
                                             'mlnb.serving.http_protocol.HttpProtocol.connection_lost': ( 'serving/http_protocol.html#httpprotocol.connection_lost',
                                                                                                          'mlnb/serving/http_protocol.py'),
                                             'mlnb.serving.http_protocol.HttpProtocol.connection_made': ( 'serving/http_protocol.html#httpprotocol.connection_made',

@@ -29,9 +29,14 @@ class FakeServable:
         if self.closed: raise RuntimeError("asked after it was closed")
         if signature == "classify": return {"scores": np.full((len(feeds["inputs"]), 1), 0.5, np.float32)}
         x = np.asarray(feeds["x"], np.float32)
-        if x.size and SLOW < float(x.max()) < SLOW + 10: await asyncio.sleep(float(x.max()) - SLOW)
+        if x.size and SLOW < float(x.max()) < SLOW + 10: await self.wait(float(x.max()) - SLOW, deadline)
         if x.size and float(x.min()) == BROKEN: raise ValueError("secret details")
         return {"y": x / 2 + self.version}
+
+    async def wait(self, seconds, deadline):
+        left = seconds if deadline is None else deadline - time.monotonic()
+        await asyncio.sleep(min(seconds, left))
+        if left < seconds: raise Refusal("DEADLINE_EXCEEDED", "too slow")
 
     def signature_def_map(self): return SignatureDefMap().SerializeToString()
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['READ_SECONDS', 'LINGER_SECONDS', 'HttpProtocol']
 
-# %% ../../nbs/serving/57_http_protocol.ipynb #e4fe1517
+# %% ../../nbs/serving/57_http_protocol.ipynb #c28f4731
 import re
 from typing import Any
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from .json_write import write_error
 
 # %% ../../nbs/serving/57_http_protocol.ipynb #aecdbbb6
@@ -26,7 +26,7 @@ def _without_upgrade(data):
     head, end, rest = data.partition(b"\r\n\r\n")
     return _UPGRADE.sub(b"\r\nx-not-taken:", head) + end + rest
 
-# %% ../../nbs/serving/57_http_protocol.ipynb #fa849ee4
+# %% ../../nbs/serving/57_http_protocol.ipynb #8eee5345
 class HttpProtocol(HttpToolsProtocol):
     "One connection."
     read_seconds, linger_seconds = READ_SECONDS, LINGER_SECONDS
@@ -72,12 +72,26 @@ class HttpProtocol(HttpToolsProtocol):
         "A request says what it is."
         super().on_headers_complete()
         self._headed = True
+        if self.cycle is not None: self.scope["extensions"] = {"mlnb.answer": (self, self.cycle)}
         if self._last and self.cycle is not None: self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
         "The server wants to end: close now, or after the request that is being answered, or after the one that is coming in."
         self._last = True
         if self._whole or not self._idle(): super().shutdown()
+
+    def answer(self, cycle:Any, status:int, headers:bytes, body:bytes) -> bool:
+        "Write a whole answer at once; False when the client does not read fast enough, and the long way must be taken."
+        if self.flow.write_paused or cycle.response_started: return False
+        if cycle.disconnected: return True
+        cycle.response_started = cycle.response_complete = True
+        date = b"".join([b"%b: %b\r\n" % one for one in self.server_state.default_headers])
+        end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join([STATUS_LINE[status], date, headers, end, b"" if cycle.scope["method"] == "HEAD" else body]))
+        cycle.message_event.set()
+        if not cycle.keep_alive: self.transport.close()
+        cycle.on_response()
+        return True
 
     def eof_received(self) -> Any:
         "The client will send nothing more; True keeps the connection open for the answer."
