@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['parse_request', 'GrpcDoor']
 
-# %% ../../nbs/serving/59_grpc_door.ipynb #c867b90f
+# %% ../../nbs/serving/59_grpc_door.ipynb #4507c81f
 import asyncio
 import itertools
 import logging
@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from . import messages
 from .codes import Refusal, cut_message
-from .guards import Denial, Guards
+from .guards import Guards
 from .handlers import Call, Handlers, by_examples, metadata, multi_inference, predict, reload, status
 from .rest import Answer, Done, request_id
 
@@ -45,7 +45,7 @@ def parse_request(
     try: return kind.FromString(body)
     except DecodeError: raise Refusal("INVALID_ARGUMENT", f"The request's {len(body)} bytes are no {kind.DESCRIPTOR.full_name}") from None
 
-# %% ../../nbs/serving/59_grpc_door.ipynb #69ee82df
+# %% ../../nbs/serving/59_grpc_door.ipynb #94ae4e57
 class GrpcDoor:
     "The gRPC services, for `grpc.aio`."
     def __init__(
@@ -85,7 +85,7 @@ class GrpcDoor:
         except asyncio.CancelledError:
             call.code = "CANCELLED"
             raise
-        except Exception:
+        except Exception:  # noqa: BLE001 - a bug of ours, which the client must not see
             _log.exception("a call failed inside the server: %s", path)
             call.code, message = "INTERNAL", f"Internal error; the server's log has it under request {call.request_id}"
         finally:

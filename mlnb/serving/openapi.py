@@ -6,13 +6,11 @@
 __all__ = ['read_records', 'example_row', 'example_request', 'value_schema', 'predict_schema', 'examples_schema',
            'openapi_document']
 
-# %% ../../nbs/serving/62_openapi.ipynb #c4af9044
+# %% ../../nbs/serving/62_openapi.ipynb #1387e56d
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-import numpy as np
-import orjson
 from google.protobuf.message import DecodeError
 from ..errors import MlnbError
 from ..files import read_json
@@ -164,7 +162,7 @@ def examples_schema(
     return _object({"signature_name": {"enum": able}, "context": example, "examples": {"type": "array", "minItems": 1, "items": example}},
                    [*needed, "examples"], additionalProperties=False)
 
-# %% ../../nbs/serving/62_openapi.ipynb #cd4c6c13
+# %% ../../nbs/serving/62_openapi.ipynb #070c834b
 _ERROR = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
 _CODES = {"400": "what is asked does not fit", "401": "a token is needed", "404": "no such model or version", "408": "the request did not arrive in time",
           "413": "the request is too large", "429": "too many requests at once", "500": "the model failed", "501": "not supported", "503": "not ready", "504": "the deadline passed"}
@@ -212,7 +210,7 @@ def openapi_document(
                 example = None if folder is None else example_request(folder)
                 paths |= _model_paths(model, servable.signatures, numbers, sorted(manager.labels(model)), example)
         except Refusal: continue
-    document = {"openapi": "3.1.0", "info": {"title": "mlnb serve", "version": "1", "description": "TensorFlow Serving's REST interface, for the models of this server."},
+    document: dict[str, Any] = {"openapi": "3.1.0", "info": {"title": "mlnb serve", "version": "1", "description": "TensorFlow Serving's REST interface, for the models of this server."},
                 "paths": paths, "components": {"schemas": {"Error": _object({"error": {"type": "string"}}, ["error"])}}}
     if secured:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

@@ -85,7 +85,7 @@ def recorder(
                            seconds, size, len(answer.body), call.mark))
     return done
 
-# %% ../../nbs/serving/63_process.ipynb #98bf6ae1
+# %% ../../nbs/serving/63_process.ipynb #c708575a
 class RestListener:
     "The REST door on a socket."
     def __init__(
@@ -98,7 +98,7 @@ class RestListener:
         from uvicorn.server import ServerState
         from mlnb.serving.http_protocol import HttpProtocol
         self._config = Config(door, http=HttpProtocol, ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False, proxy_headers=False,
-                              timeout_keep_alive=options.idle_seconds)
+                              timeout_keep_alive=int(options.idle_seconds))
         self._config.load()
         self._state, self._tls = ServerState(), tls_context(tls) if tls else None
         self._kind = type("Protocol", (HttpProtocol,), {"read_seconds": options.read_seconds})
@@ -231,7 +231,7 @@ def open_prediction_log(
     from mlnb.serving.prediction_log import PredictionLog
     return PredictionLog(options.prediction_log, options.prediction_sample, options.mask, options.hashed)
 
-# %% ../../nbs/serving/63_process.ipynb #d74a29c8
+# %% ../../nbs/serving/63_process.ipynb #d2746ce1
 _log = logging.getLogger("mlnb.serving")
 
 class Link(NamedTuple):
@@ -259,11 +259,12 @@ def run_loop(
     work:Coroutine,  # what runs to its end
 ) -> Any:            # what it returns
     "Run a coroutine in a loop of the fastest kind there is."
-    try: from uvloop import new_event_loop
-    except ImportError: new_event_loop = asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner: return runner.run(work)
+    make: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):
+        from uvloop import new_event_loop as make
+    with asyncio.Runner(loop_factory=make) as runner: return runner.run(work)
 
-# %% ../../nbs/serving/63_process.ipynb #91f72316
+# %% ../../nbs/serving/63_process.ipynb #06c8f449
 class ServingProcess:
     "A server in one process and one event loop."
     def __init__(
@@ -277,7 +278,9 @@ class ServingProcess:
     ):
         self.options, self.rest, self.grpc_port, self.link, self.alone = options, rest, grpc_port, link, alone
         self.held = [rest] if rest is not None else []   # sockets that are open in this process
-        self.draining, self.listener, self.grpc, self.source, self.labels = False, None, None, None, {}
+        self.draining, self.grpc, self.labels = False, None, {}
+        self.listener: RestListener|None = None
+        self.source: ConfigWatch|None = None
         self.metrics, self.tls, self.say = Metrics(), read_tls(options), say
         self.guards = Guards(options.max_request_bytes, options.max_concurrent, read_tokens(options.token_file), options.timeout_seconds)
         self.log = AccessLog(options.access_log) if options.access_log else None
@@ -347,7 +350,7 @@ class ServingProcess:
 
     def pages(self) -> dict[str, Callable[[], Awaitable[Answer]]]:
         "What is found beside the contract, and where."
-        found = {"/healthz": self._healthz, "/readyz": self._readyz, "/openapi.json": self._openapi}
+        found: dict[str, Callable[[], Awaitable[Answer]]] = {"/healthz": self._healthz, "/readyz": self._readyz, "/openapi.json": self._openapi}
         if path := metrics_path(self.options): found[path] = self._metrics
         return found
 

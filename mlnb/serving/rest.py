@@ -85,7 +85,7 @@ def unpack(
         return Denial(400, "INVALID_ARGUMENT", "The gzip body ends too early")
     return guards.weigh(len(plain)) or plain
 
-# %% ../../nbs/serving/58_rest.ipynb #0261cd33
+# %% ../../nbs/serving/58_rest.ipynb #4d92eb71
 _log = logging.getLogger("mlnb.serving")
 Done = Callable[[Call, str, str, str, Answer, float, int], None]
 
@@ -141,7 +141,7 @@ class RestDoor:
             if path in self.pages: return await self.pages[path]()
             return Answer(200, await self.call(call, method, path, body))
         except Refusal as e: return self.failed(call, e.code, Answer(http_status(e.code), write_error(e.message)))
-        except Exception:
+        except Exception:  # noqa: BLE001 - a bug of ours, which the client must not see
             _log.exception("a request failed inside the server: %s %s", method, path)
             return self.failed(call, "INTERNAL", Answer(500, write_error(f"Internal error; the server's log has it under request {call.request_id}")))
         finally: self.guards.leave()
@@ -172,9 +172,8 @@ class RestDoor:
         headers += answer.headers
         at_once, closing = scope.get("extensions", {}).get("mlnb.answer"), self.closing()
         if at_once is not None:
-            protocol, cycle = at_once
-            if closing: cycle.keep_alive = False
-            if protocol.answer(cycle, answer.status, b"".join([b"%b: %b\r\n" % one for one in headers]), answer.body): return
+            if closing: at_once["cycle"].keep_alive = False
+            if at_once["protocol"].answer(at_once["cycle"], answer.status, b"".join([b"%b: %b\r\n" % one for one in headers]), answer.body): return
         if closing: headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['ServerOptions', 'options_to_text', 'options_from_text', 'check_options', 'take_port']
 
-# %% ../../nbs/serving/60_serve_options.ipynb #05ab6d82
+# %% ../../nbs/serving/60_serve_options.ipynb #1497d20a
 import json
-import os
 import socket
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from ..errors import ServingError
 
 # %% ../../nbs/serving/60_serve_options.ipynb #32868f7f
@@ -69,7 +68,7 @@ class ServerOptions(NamedTuple):
     fallback_file: str = ""             # see `mlnb.serving.fallback`
     announce: bool = False              # say ports and process on standard output, as one line of JSON?
 
-# %% ../../nbs/serving/60_serve_options.ipynb #2c2c50ad
+# %% ../../nbs/serving/60_serve_options.ipynb #1d7d9cb6
 def options_to_text(
     options:ServerOptions,  # any
 ) -> str:                   # one line of JSON
@@ -80,9 +79,10 @@ def options_from_text(
     text:str,           # of `options_to_text`
 ) -> ServerOptions:     # the same options
     "Options from another process."
-    return ServerOptions(**{name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()})
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
+    return ServerOptions(**given)
 
-# %% ../../nbs/serving/60_serve_options.ipynb #855b0ed2
+# %% ../../nbs/serving/60_serve_options.ipynb #143daf9a
 def check_options(
     options:ServerOptions,  # as given
 ) -> ServerOptions:         # the same, with absolute paths
@@ -102,11 +102,11 @@ def check_options(
     for name in files:
         if (path := getattr(options, name)) and not Path(path).is_file(): raise ServingError("this file does not exist", where=path)
     paths = (*files, "registry", "model_base_path", "prediction_log", "grpc_socket")
-    made = {name: str(Path(getattr(options, name)).absolute()) for name in paths if getattr(options, name)}
+    made: dict[str, Any] = {name: str(Path(getattr(options, name)).absolute()) for name in paths if getattr(options, name)}
     if options.access_log not in ("", "-"): made["access_log"] = str(Path(options.access_log).absolute())
     return options._replace(**made)
 
-# %% ../../nbs/serving/60_serve_options.ipynb #78b65fdc
+# %% ../../nbs/serving/60_serve_options.ipynb #8f76dc57
 def take_port(
     host:str,         # address to listen on
     port:int,         # 0: any free one
@@ -126,7 +126,8 @@ def take_port(
 
 def _address(host, port):
     try: return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (socket.gaierror, UnicodeError, OverflowError) as e: raise ServingError("this is no address to listen on", got=f"{host}:{port}", expected=str(e)) from e
+    except (socket.gaierror, UnicodeError, OverflowError) as e:
+        raise ServingError("this is no address to listen on", got=f"{host}:{port}", expected=str(e)) from e
 
 def _bound(family, address, shared):
     made = socket.socket(family, socket.SOCK_STREAM)

@@ -5,17 +5,15 @@
 # %% auto #0
 __all__ = ['Ports', 'run_server', 'Running', 'start_server', 'serve_process']
 
-# %% ../../nbs/serving/69_server.ipynb #52c53cfb
+# %% ../../nbs/serving/69_server.ipynb #6887bbb0
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 import orjson
 from ..errors import ServingError
 from .process import ServingProcess, run_loop

@@ -25,7 +25,7 @@ from .process import Link, ServingProcess, in_thread, run_loop
 from .serve_options import ServerOptions, options_from_text, options_to_text, take_port
 from .server_metrics import merge_texts, write_family
 
-# %% ../../nbs/serving/64_workers.ipynb #3ce55de3
+# %% ../../nbs/serving/64_workers.ipynb #7597dd9e
 _log = logging.getLogger("mlnb.serving")
 
 class Peer:
@@ -73,7 +73,7 @@ class Peer:
     async def _answer(self, facts):
         try: found = await self.answers[facts["ask"]](facts)
         except Refusal as e: found = {"code": e.code, "message": e.message}
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 - the other side waits for an answer
             _log.exception("a question between processes failed: %s", facts["ask"])
             found = {"code": "INTERNAL", "message": f"{type(e).__name__}: {e}"}
         with suppress(ServingError): self._write({"answer": facts["number"], **found})
