@@ -59,10 +59,10 @@ def event_evidence(
     won = events * np.log1p(gain) + other_events * np.log1p(-stake)
     return _log_sum(weight + won - requests * np.log1p((worst + margin) * gain) - other_requests * np.log1p(-worst * stake))
 
-# %% ../../nbs/serving/70_sequential.ipynb #edbf1ded
+# %% ../../nbs/serving/70_sequential.ipynb #20f0eb39
 def _crossing(evidence, low, high, limit):
     "Where a falling function falls below the limit, from the left side."
-    for _ in range(50):
+    for _ in range(30):
         middle = (low + high) / 2
         if evidence(middle) >= limit: low = middle
         else: high = middle
