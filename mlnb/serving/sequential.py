@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'event_evidence', 'event_interval', 'requests_to_notice', 'Sample', 'sample_of', 'mean_evidence',
-           'mean_interval', 'Slowness', 'count_latencies', 'latency_evidence', 'paired_evidence', 'share_interval']
+           'mean_interval', 'Slowness', 'count_latencies', 'latency_evidence', 'paired_evidence', 'share_evidence',
+           'share_interval']
 
 # %% ../../nbs/serving/70_sequential.ipynb #b20cbef7
 import math
@@ -222,7 +223,7 @@ def latency_evidence(
         found.append(Slowness(log_e, mine, theirs, float(bounds[i]), slow / total, other_slow / other_total))
     return max(found)._replace(log_e=_log_sum(np.array([one.log_e for one in found])) - math.log(len(bounds)))
 
-# %% ../../nbs/serving/70_sequential.ipynb #acc99b35
+# %% ../../nbs/serving/70_sequential.ipynb #4ca3525a
 def paired_evidence(
     only_new:float,    # pairs where only the new version failed
     only_old:float,    # pairs where only the old version failed
@@ -233,6 +234,16 @@ def paired_evidence(
     _check_events(only_new + only_old, pairs, "pairs")
     gain = np.geomspace(0.01, 0.97, _GAINS)
     return _log_sum(only_new * np.log1p(gain) + only_old * np.log1p(-gain) - pairs * np.log1p(margin * gain)) - math.log(_GAINS)
+
+def share_evidence(
+    events:float,      # counted
+    requests:float,    # of which
+    allowed:float,     # share that is still good, in [0, 1]
+) -> float:            # natural logarithm of the e-value
+    "Evidence that one share is above what is allowed; valid at any time."
+    _check_events(events, requests, "share")
+    gain = np.geomspace(0.02, 200, 2 * _GAINS)
+    return _log_sum(events * np.log1p(gain) - requests * np.log1p(allowed * gain)) - math.log(2 * _GAINS)
 
 def share_interval(
     events:float,      # counted
