@@ -122,10 +122,10 @@ def sample_of(
     variance = max(0.0, (squares - total * mean) / (count - 1)) if count > 1 else math.nan
     return Sample(count, mean, variance)
 
-# %% ../../nbs/serving/70_sequential.ipynb #4973eeab
+# %% ../../nbs/serving/70_sequential.ipynb #f2f16aa3
 def _information(new, old, planned, alpha):
     "Variance of the difference, and the variance of the mixture that is best at the planned count."
-    variance = new.variance / new.size + old.variance / old.size
+    variance = max(new.variance, old.variance) / new.size + old.variance / old.size
     aim = -2 * math.log(alpha)
     both = 1 / (1 / planned + new.size / (planned * old.size))           # of one sample that tells as much
     return variance, (new.variance + old.variance) / 2 * (aim + math.log(aim) + 1) / both
