@@ -60,14 +60,12 @@ def event_evidence(
     won = events * np.log1p(gain) + other_events * np.log1p(-stake)
     return _log_sum(weight + won - requests * np.log1p((worst + margin) * gain) - other_requests * np.log1p(-worst * stake))
 
-# %% ../../nbs/serving/70_sequential.ipynb #20f0eb39
+# %% ../../nbs/serving/70_sequential.ipynb #938bafdc
 def _crossing(evidence, low, high, limit):
-    "Where a falling function falls below the limit, from the left side."
-    for _ in range(30):
-        middle = (low + high) / 2
-        if evidence(middle) >= limit: low = middle
-        else: high = middle
-    return low
+    "Where a falling function falls below the limit; an end where it does not."
+    from scipy.optimize import brentq
+    if evidence(low) < limit: return low
+    return high if evidence(high) >= limit else float(brentq(lambda value: evidence(value) - limit, low, high, xtol=1e-7))
 
 # %% ../../nbs/serving/70_sequential.ipynb #95598189
 def event_interval(
