@@ -11,12 +11,35 @@ from scipy import stats
 
 from mlnb.errors import ServingError
 from mlnb.serving.assignment import assign, check_split, compare_arms, power_of, sample_size
-from mlnb.serving.bandits import KINDS, Bandit, chances, choose, choose_for, learn, learn_for, new_bandit, new_contextual
-from mlnb.serving.bandits import proxy_weights, read_bandit, simulate_bandit
+from mlnb.serving.bandits import (
+    KINDS,
+    Bandit,
+    chances,
+    choose,
+    choose_for,
+    learn,
+    learn_for,
+    new_bandit,
+    new_contextual,
+    proxy_weights,
+    read_bandit,
+    simulate_bandit,
+)
 from mlnb.serving.canary import CanaryPlan, VersionCounts, add_counts, bucket_counts, counted_since, judge_step
 from mlnb.serving.interleaving import balanced, preference, probabilistic, seed_of, team_draft, winner
-from mlnb.serving.sequential import FEWEST, count_latencies, event_evidence, event_interval, latency_evidence, mean_evidence
-from mlnb.serving.sequential import mean_interval, paired_evidence, sample_of, share_evidence, share_interval
+from mlnb.serving.sequential import (
+    FEWEST,
+    count_latencies,
+    event_evidence,
+    event_interval,
+    latency_evidence,
+    mean_evidence,
+    mean_interval,
+    paired_evidence,
+    sample_of,
+    share_evidence,
+    share_interval,
+)
 from mlnb.serving.shadow import Answer, Pair, ShadowPlan, compare_pairs, judge_shadow, pair_answers
 from mlnb.serving.simulated_traffic import STRATEGIES, Behaviour, rollout_table, simulate_rollout
 

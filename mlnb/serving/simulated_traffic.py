@@ -118,7 +118,7 @@ def _shadow(traffic, plan, requests, batch):
         if decision.action != "hold": return traffic.end("shadow", "withdrawn" if decision.action == "abort" else "finished", decision.reason)
     return traffic.end("shadow", "undecided", decision.reason)
 
-# %% ../../nbs/serving/76_simulated_traffic.ipynb #3d8bc9c5
+# %% ../../nbs/serving/76_simulated_traffic.ipynb #0d56752d
 def _bandit(traffic, plan, requests, batch):
     bandit, totals = new_bandit(["champion", "canary"], "thompson", 0.05), np.zeros((2, 2))     # per version: failures, requests
     while traffic.requests < requests:
@@ -144,7 +144,8 @@ def _ab(traffic, plan, requests, batch):
         sides = values[arms[asked > 0]], values[~arms[asked > 0]]
         found = compare_arms(*sides, plan.alpha) if min(map(len, sides)) >= 2 else None
         if found and found.log_e >= math.log(1 / plan.alpha):
-            return traffic.end("ab", "withdrawn" if found.difference < 0 else "finished", f"good answers per user {found.means[0]:.1%} against {found.means[1]:.1%}")
+            action, words = "withdrawn" if found.difference < 0 else "finished", f"good answers per user {found.means[0]:.1%} against {found.means[1]:.1%}"
+            return traffic.end("ab", action, words)
     return traffic.end("ab", "undecided", "no difference between the users is proven")
 
 def _fixed(traffic, plan, requests, batch):
