@@ -102,8 +102,10 @@ def start(stack: ExitStack, folder: Path) -> tuple[dict[str, Callable], dict[str
 
     rows, peers, missing = folder / "rows.json", HERE / "serving_peers.py", {}
     found: dict[str, Callable] = {}
-    for name, place in ((OURS, "twin"), ("mlnb serve, REST, TensorFlow only", "plain")):
-        options = ServerOptions(model_name="m", model_base_path=str(folder / place), rest_port=0, grpc_port=0)
+    for name, place, log in ((OURS, "twin", ""), ("mlnb serve, REST, all of it logged", "twin", str(folder / "log")),
+                             ("mlnb serve, REST, TensorFlow only", "plain", "")):
+        options = ServerOptions(model_name="m", model_base_path=str(folder / place), rest_port=0, grpc_port=0,
+                                prediction_log=log)
         server = stack.enter_context(start_server(options, process=True))
         found[name] = asker("rest", server.rest_port, rows)
         if name == OURS: found["mlnb serve, gRPC"] = asker("grpc", server.grpc_port, rows)
