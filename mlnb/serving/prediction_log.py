@@ -91,7 +91,7 @@ class _Keeper:
             try: adopt(path)
             except (OSError, MlnbError) as e: _LOG.warning("prediction log: a journal waits: %s", e)
 
-# %% ../../nbs/serving/50_prediction_log.ipynb #977c3ac5
+# %% ../../nbs/serving/50_prediction_log.ipynb #33530f88
 class PredictionLog:
     "A log of requests and answers that never makes anybody wait; one for each process, made after it was forked."
 
@@ -104,7 +104,7 @@ class PredictionLog:
         salt:str="",                   # secret of the HMAC; "": from the environment variable MLNB_LOG_SALT
         rotate_rows:int=100_000,       # rows of a journal, at least 1
         rotate_seconds:float=600.0,    # age of a journal, s
-        flush_seconds:float=0.25,      # what may be lost when the process is killed, s
+        flush_seconds:float=0.05,      # what may be lost when the process is killed, s
         queue_rows:int=50_000,         # rows that may wait; more are dropped and counted
         queue_bytes:int=256 << 20,     # bytes of arrays that may wait
     ):
