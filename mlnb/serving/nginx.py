@@ -58,7 +58,7 @@ def _grpc(release):
 def _server(listen, body):
     return ["server {", f"    listen {listen};", "    client_max_body_size 0;", *("    " + one for one in body), "}"]
 
-# %% ../../nbs/serving/81_nginx.ipynb #7821b1c3
+# %% ../../nbs/serving/81_nginx.ipynb #d7e33496
 def nginx_config(
     release:Release,                  # a release
     endpoints:tuple[Endpoint, ...],   # where its versions listen
@@ -68,5 +68,5 @@ def nginx_config(
     number = ["map $http_x_request_id $request_number {", '    "" $request_id;', "    default $http_x_request_id;", "}"]
     http = [*_upstreams(release, endpoints), *number, *_splits(release),
             *_server(f"{host}:{release.rest_port}", _rest(release)), *_server(f"{host}:{release.grpc_port} http2", _grpc(release))]
-    lines = ["worker_processes auto;", "events { worker_connections 16384; }", "http {", *("    " + one for one in http), "}"]
+    lines = ["worker_processes auto;", "events { worker_connections 16384; }", "http {", "    access_log /dev/stdout;", *("    " + one for one in http), "}"]
     return commented(about(release, "nginx in front of the versions of a model.")) + "\n".join(lines) + "\n"
