@@ -18,15 +18,20 @@ class Limits(NamedTuple):
     p95_ms: float = 250.0    # time within which 95 % of the answers come, milliseconds
     minutes: int = 5         # for how long it must be so, at least 1
 
-# %% ../../nbs/serving/85_alerts.ipynb #f7a63a3d
-def _rate(release, version, what, minutes, more=""):
-    clusters = "|".join(cluster_name(release, version, door) for door in ("rest", "grpc"))
-    return f'sum(rate({what}{{envoy_cluster_name=~"{clusters}"{more}}}[{minutes}m]))'
+# %% ../../nbs/serving/85_alerts.ipynb #8f591ac1
+_FAULTS = "2|4|8|12|13|14|15"   # statuses of gRPC that are the server's fault: UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED and so on
+_REFUSALS = "3|5|6|7|9|10|11|16"
+
+def _rate(what, minutes, **labels):
+    inside = ",".join(f'{name}{"=~" if "|" in value else "="}"{value}"' for name, value in labels.items())
+    return f"sum(rate({what}{{{inside}}}[{minutes}m]))"
 
 def _share(release, version, family, minutes):
-    some = _rate(release, version, "envoy_cluster_upstream_rq_xx", minutes, f',envoy_response_code_class="{family}"')
-    if family == 5: some = f"({some} + ({_rate(release, version, 'envoy_cluster_grpc_failure', minutes)} or vector(0)))"
-    return f"{some} / ({_rate(release, version, 'envoy_cluster_upstream_rq_completed', minutes)} > 0)"
+    rest, grpc = (cluster_name(release, version, door) for door in ("rest", "grpc"))
+    some = [_rate("envoy_cluster_upstream_rq_xx", minutes, envoy_cluster_name=rest, envoy_response_code_class=str(family)),
+            _rate("envoy_cluster_grpc", minutes, envoy_cluster_name=grpc, grpc_status=_FAULTS if family == 5 else _REFUSALS)]
+    both = " + ".join(f"({one} or vector(0))" for one in some)
+    return f"({both}) / ({_rate('envoy_cluster_upstream_rq_completed', minutes, envoy_cluster_name=f'{rest}|{grpc}')} > 0)"
 
 def _p95(release, version, minutes):
     clusters = "|".join(cluster_name(release, version, door) for door in ("rest", "grpc"))

@@ -91,18 +91,18 @@ def routes(
     return {"@type": _TYPE + "config.route.v3.RouteConfiguration", "name": door,
             "virtual_hosts": [{"name": plain_name(release.model), "domains": ["*"], "routes": [*pinned, main]}]}
 
-# %% ../../nbs/serving/80_envoy.ipynb #45312011
+# %% ../../nbs/serving/80_envoy.ipynb #0f40cf64
 LATENCY_BOUNDS_MS = (0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 22, 25, 28, 32, 36, 40, 45, 50, 60, 70, 80, 90, 100, 120, 140, 170,
-                     200, 250, 300, 400, 500, 700, 1000, 1500, 2000, 3000, 5000, 10_000, 30_000)
+                     200, 250, 300, 400, 500, 700, 1000, 1500, 2000, 3000, 5000, 10_000, 30_000, 60_000, 300_000)
 
-# %% ../../nbs/serving/80_envoy.ipynb #7d40d5c4
+# %% ../../nbs/serving/80_envoy.ipynb #c288e782
 def _source(folder, name):
     return {"resource_api_version": "V3", "path_config_source": {"path": f"{folder}/{name}", "watched_directory": {"path": str(folder)}}}
 
 def _listener(release, door, host, port, routing, access_log):
     router = {"name": "envoy.filters.http.router", "typed_config": {"@type": _TYPE + "extensions.filters.http.router.v3.Router"}}
     counts = {"name": "envoy.filters.http.grpc_stats", "typed_config": {
-        "@type": _TYPE + "extensions.filters.http.grpc_stats.v3.FilterConfig", "stats_for_all_methods": True}}
+        "@type": _TYPE + "extensions.filters.http.grpc_stats.v3.FilterConfig", "stats_for_all_methods": True, "replace_dots_in_grpc_service_name": True}}
     manager = {
         "@type": _TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", "stat_prefix": door, "codec_type": "AUTO",
         "use_remote_address": True, "preserve_external_request_id": True, "always_set_request_id_in_response": True,
@@ -120,9 +120,10 @@ def _access_log(path):
 
 def _frame(release, admin_host, admin_port, resources):
     bounds = [{"match": {"safe_regex": {"regex": r"cluster\..*\.upstream_rq_time"}}, "buckets": list(LATENCY_BOUNDS_MS)}]
+    status = [{"tag_name": "grpc_status", "regex": r"^cluster\..+\.grpc\..+(\.(\d+))$"}]
     return {"node": {"id": f"mlnb-{plain_name(release.model)}", "cluster": "mlnb"},
             "admin": {"address": {"socket_address": {"address": admin_host, "port_value": admin_port}}},
-            "stats_flush_interval": "0.5s", "stats_config": {"histogram_bucket_settings": bounds}, **resources}
+            "stats_flush_interval": "0.5s", "stats_config": {"stats_tags": status, "histogram_bucket_settings": bounds}, **resources}
 
 # %% ../../nbs/serving/80_envoy.ipynb #ca48fd33
 def bootstrap(
