@@ -15,8 +15,22 @@ _REGISTRY = (("--registry",), {"metavar": "FOLDER", "default": "", "help": "runs
 # %% ../nbs/87_serving_words.ipynb #7d93b2e3
 SERVE: dict[str, Any] = {}
 
-# %% ../nbs/87_serving_words.ipynb #2c81f9f3
-REGISTRY: dict[str, Any] = {}
+# %% ../nbs/87_serving_words.ipynb #562fa924
+_MODEL = (("model",), {"help": "name in the registry"})
+_AS = (("--as",), {"dest": "alias", "default": "champion", "choices": ("champion", "challenger", "shadow"), "help": "which alias (champion)"})
+_WHY = (("--reason",), {"metavar": "TEXT", "default": "", "help": "why; the history keeps it"})
+
+REGISTRY: dict[str, Any] = {
+    "models": ("registry_commands:models_command", "list the versions of models: who is champion, how good, how large, how fast", [
+        (("model",), {"nargs": "?", "help": "only this one, with what broke between versions and who decided what"}),
+        (("--verify",), {"action": "store_true", "help": "compare every file with what was registered; exit code 1 when one is damaged"}), _REGISTRY, _JSON]),
+    "promote": ("registry_commands:promote_command", "make a version champion, challenger or shadow", [
+        _MODEL, (("which",), {"metavar": "N", "help": "number, version such as 1.2.0, or alias"}), _AS,
+        (("--force",), {"action": "store_true", "help": "also against its evaluation; the history keeps who and why"}), _WHY, _REGISTRY, _JSON]),
+    "rollback": ("registry_commands:rollback_command", "give an alias back to the version that held it before", [_MODEL, _AS, _WHY, _REGISTRY, _JSON]),
+    "retire": ("registry_commands:retire_command", "take a version that holds no alias out of service", [
+        _MODEL, (("which",), {"metavar": "N", "help": "number, or version such as 1.2.0"}), _WHY, _REGISTRY, _JSON]),
+}
 
 # %% ../nbs/87_serving_words.ipynb #8c643134
 DEPLOY: dict[str, Any] = {}

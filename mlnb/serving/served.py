@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ServingError
 from ..training.quiet import import_quietly
 
-# %% ../../nbs/serving/12_served.ipynb #201e35a4
+# %% ../../nbs/serving/12_served.ipynb #8acbf26c
 def _signature(folder):
     "`serving_default` of a SavedModel, and what must stay alive as long as it."
     tf = import_quietly()
@@ -38,10 +38,10 @@ def _cast(array, spec):
 def _answer(outputs):
     "The scores among the outputs of a signature."
     name = next((key for key in ("scores", "outputs") if key in outputs), sorted(outputs)[0])
-    values = outputs[name].numpy()
+    values = outputs[name]
     return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
 
-# %% ../../nbs/serving/12_served.ipynb #9f5932cb
+# %% ../../nbs/serving/12_served.ipynb #7e848de4
 class Served:
     "A SavedModel as a function: inputs by name, each (n, ...), to (n,) or (n, k) scores."
     def __init__(
@@ -52,14 +52,22 @@ class Served:
         self._signature, self._loaded = _signature(folder)
         self.inputs = self._signature.structured_input_signature[1]
 
-    def __call__(self, arrays:Mapping[str, np.ndarray]) -> np.ndarray:
+    def answers(self, arrays:Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        "Everything that `serving_default` gives, by the name of the output."
         tf = import_quietly()
         missing = [name for name in self.inputs if name not in arrays]
         if missing:
             raise ServingError("the rows lack inputs of the served model", where=self.folder.name,
                                got="missing: " + ", ".join(missing), expected=", ".join(self.inputs))
-        given = {name: tf.constant(_cast(arrays[name], spec)) for name, spec in self.inputs.items()}
-        return _answer(self._signature(**given))
+        given = {name: tf.constant(one) for name, one in self.cast(arrays).items()}
+        return {name: one.numpy() for name, one in self._signature(**given).items()}
+
+    def cast(self, arrays:Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        "Rows in the types and shapes of the inputs, what is missing in a text as an empty one."
+        return {name: _cast(arrays[name], spec) for name, spec in self.inputs.items()}
+
+    def __call__(self, arrays:Mapping[str, np.ndarray]) -> np.ndarray:
+        return _answer(self.answers(arrays))
 
 # %% ../../nbs/serving/12_served.ipynb #e32d31ef
 def served_scores(
