@@ -123,7 +123,7 @@ class StepTest(NamedTuple):
         return {"test": self.name, **known, "evidence": float(f"{odds:.3g}"), "limit": float(f"{math.exp(self.log_limit):.3g}"),
                 "proven": self.proven(), "text": self.text}
 
-# %% ../../nbs/serving/71_canary.ipynb #5e3844ff
+# %% ../../nbs/serving/71_canary.ipynb #c061d869
 def _limit(plan, step):
     "What the evidence of one test in one step must reach."
     steps, judged = len(plan.steps), 1 + (plan.latency_ratio > 0) + (plan.quality_margin >= 0)
@@ -157,8 +157,8 @@ def _quality_test(plan, share, champion, canary, limit):
     text = f"quality {samples[0].mean:.4g} against {samples[1].mean:.4g} (allowed: {plan.quality_margin:g} less)"
     if plan.quality_range:
         low, high = plan.quality_range
-        lost = [min(max((high * s.count - s.count * s.mean) / (high - low), 0.0), s.count) for s in samples]
-        log_e = event_evidence(lost[0], samples[0].count, lost[1], samples[1].count, share, plan.quality_margin / (high - low))
+        lost = [min(max((high - s.mean) * s.size / (high - low), 0.0), s.size) for s in samples]
+        log_e = event_evidence(lost[0], samples[0].size, lost[1], samples[1].size, share, plan.quality_margin / (high - low))
     else: log_e = mean_evidence(*(s._replace(mean=-s.mean) for s in samples), plan.quality_margin)
     return StepTest("quality", log_e, limit, samples[0].mean, samples[1].mean, text)
 

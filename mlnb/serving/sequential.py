@@ -101,12 +101,12 @@ def requests_to_notice(
     while high - low > max(0.5, high / 1000): low, high = (low, (low + high) / 2) if noticed((low + high) / 2) else ((low + high) / 2, high)
     return math.ceil(high)
 
-# %% ../../nbs/serving/70_sequential.ipynb #abb62dc2
+# %% ../../nbs/serving/70_sequential.ipynb #933b9745
 class Sample(NamedTuple):
     "What is known of a score."
-    count: float    # labels
+    size: float     # labels
     mean: float
-    variance: float # of one value, with count - 1
+    variance: float # of one value, with size - 1
 
 FEWEST = 50   # labels of either version below which no mean is judged
 
@@ -121,16 +121,16 @@ def sample_of(
     variance = max(0.0, (squares - total * mean) / (count - 1)) if count > 1 else math.nan
     return Sample(count, mean, variance)
 
-# %% ../../nbs/serving/70_sequential.ipynb #e6c2c1d4
+# %% ../../nbs/serving/70_sequential.ipynb #4973eeab
 def _information(new, old, planned, alpha):
     "Variance of the difference, and the variance of the mixture that is best at the planned count."
-    variance = new.variance / new.count + old.variance / old.count
+    variance = new.variance / new.size + old.variance / old.size
     aim = -2 * math.log(alpha)
-    both = 1 / (1 / planned + new.count / (planned * old.count))           # of one sample that tells as much
+    both = 1 / (1 / planned + new.size / (planned * old.size))           # of one sample that tells as much
     return variance, (new.variance + old.variance) / 2 * (aim + math.log(aim) + 1) / both
 
 def _judgeable(new, old):
-    return min(new.count, old.count) >= FEWEST and math.isfinite(new.variance + old.variance) and new.variance + old.variance > 0
+    return min(new.size, old.size) >= FEWEST and math.isfinite(new.variance + old.variance) and new.variance + old.variance > 0
 
 # %% ../../nbs/serving/70_sequential.ipynb #e99c7e40
 def mean_evidence(

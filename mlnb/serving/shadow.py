@@ -6,14 +6,15 @@
 __all__ = ['Answer', 'Pair', 'pair_answers', 'Line', 'Labelled', 'Latency', 'ShadowReport', 'compare_pairs', 'ShadowPlan',
            'judge_shadow', 'shadow_picture']
 
-# %% ../../nbs/serving/72_shadow.ipynb #dc7e311b
+# %% ../../nbs/serving/72_shadow.ipynb #a7096312
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from ..errors import ServingError
 from .canary import Decision
 from .sequential import paired_evidence, sample_of, share_interval
+if TYPE_CHECKING: from mlnb.evaluation.drawings import Picture
 
 # %% ../../nbs/serving/72_shadow.ipynb #493e3fe7
 class Answer(NamedTuple):
@@ -155,7 +156,7 @@ def _latency(pairs):
     medians, slow = np.median(both, axis=0), np.quantile(both, 0.95, axis=0)
     return Latency(len(both), *map(float, medians), *map(float, slow), float(ratios[2]), tuple(map(float, ratios)))
 
-# %% ../../nbs/serving/72_shadow.ipynb #0824da56
+# %% ../../nbs/serving/72_shadow.ipynb #7a725eb6
 class ShadowReport(NamedTuple):
     "How a shadow compares; `print` it, or take `as_dict()`."
     total: Line
@@ -192,8 +193,8 @@ def compare_pairs(
 ) -> ShadowReport:              # raises `ServingError` where the versions answer in different forms
     "Compare two versions on the same requests."
     table = _table(pairs, threshold)
-    names, sizes = np.unique(table.slices, return_counts=True) if len(pairs) else ([], [])
-    slices = [_line(name, table, table.slices == name, tolerance) for _, name in sorted(zip(-np.array(sizes), names, strict=True))]
+    names, sizes = np.unique(table.slices, return_counts=True)
+    slices = [_line(name, table, table.slices == name, tolerance) for name in names[np.argsort(-sizes, kind="stable")]]
     total, gaps = _line("", table, np.ones(len(pairs), bool), tolerance), table.difference[~np.isnan(table.difference)]
     flips = table.flipped[~np.isnan(table.flipped)]
     order = np.argsort(-np.abs(np.nan_to_num(table.difference)), kind="stable")[:worst]
@@ -204,15 +205,15 @@ def compare_pairs(
                         share_interval(float(flips.sum()), len(flips), alpha), slower, slower_ratio,
                         _latency(pairs), _labelled(pairs, table), apart)
 
-# %% ../../nbs/serving/72_shadow.ipynb #fceacf76
+# %% ../../nbs/serving/72_shadow.ipynb #9bdb9edf
 def _mean_interval(gaps, alpha, planned=500):
     "Asymptotic confidence sequence of one mean (Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas 2024)."
     sample = sample_of(len(gaps), float(gaps.sum()), float((gaps ** 2).sum()))
-    if sample.count < 30 or not sample.variance: return (-math.inf, math.inf) if sample.count < 30 else (sample.mean, sample.mean)
+    if sample.size < 30 or not sample.variance: return (-math.inf, math.inf) if sample.size < 30 else (sample.mean, sample.mean)
     aim = -2 * math.log(alpha)
     spread = (aim + math.log(aim) + 1) / planned
-    n = sample.count * spread
-    reach = math.sqrt(sample.variance * (n + 1) / (sample.count * n) * math.log((n + 1) / alpha ** 2))
+    n = sample.size * spread
+    reach = math.sqrt(sample.variance * (n + 1) / (sample.size * n) * math.log((n + 1) / alpha ** 2))
     return sample.mean - reach, sample.mean + reach
 
 def _share(value): return "      –" if math.isnan(value) else f"{value:7.2%}"
@@ -271,7 +272,7 @@ def judge_shadow(
     if n < plan.min_pairs: return Decision("hold", f"{plan.min_pairs - n:,} more pairs are needed, there are {n:,}", facts)
     return Decision("finish", f"{n:,} pairs held", facts)
 
-# %% ../../nbs/serving/72_shadow.ipynb #3f669c16
+# %% ../../nbs/serving/72_shadow.ipynb #1291749c
 def shadow_picture(
     pairs:Sequence[Pair],     # those with a score each are drawn
     most:int=2000,            # points drawn, evenly chosen
@@ -283,7 +284,7 @@ def shadow_picture(
             and len(one) == len(other) == 1]
     drawn = np.array(both[::max(1, -(-len(both) // most))], float).reshape(-1, 2)
     ends = [float(drawn.min()), float(drawn.max())] if len(drawn) else [0.0, 1.0]
-    panel = Panel(ends, ends, "champion", width=320).dots(drawn[:, 0], drawn[:, 1], size=3, opacity=0.5)
+    panel = Panel(ends, ends, "champion", width=320).dots(drawn[:, 0].tolist(), drawn[:, 1].tolist(), size=3, opacity=0.5)
     panel.curve(ends, ends, "currentColor", 1.0, 0.5)
     return picture("Answers of both versions", panel.svg("the shadow's score against the champion's"),
                    note=f"{len(drawn):,} of {len(pairs):,} pairs. On the line both say the same; above it the shadow says more.")
