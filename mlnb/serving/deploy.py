@@ -43,7 +43,7 @@ def _breaks(registry, model, champion, new):
     between = [one for one in list_versions(registry, model) if low < one["number"] <= high]
     return [line for one in between for line in one.get("breaking_changes") or []] if champion["version"].split(".")[0] != new["version"].split(".")[0] else []
 
-# %% ../../nbs/serving/92_deploy.ipynb #c20c82ef
+# %% ../../nbs/serving/92_deploy.ipynb #054b45a4
 def pick_versions(
     registry:Path|str,     # the registry's folder
     model:str,             # name of a model
@@ -53,7 +53,7 @@ def pick_versions(
 ) -> tuple[dict, dict|None]: # records of the champion and of the one that comes
     "Who answers now, and who comes; raises `ServingError`."
     if "champion" not in read_aliases(registry, model):
-        find_version(registry, model, version or "champion")
+        if not list_versions(registry, model): find_version(registry, model)   # says which models there are
         raise ServingError(f"'{model}' has no champion, so there is nobody to deploy", where=str(registry), cure=f"mlnb promote {model} N")
     champion = find_version(registry, model, "champion")
     new = _incoming(registry, model, strategy, version, champion)
