@@ -13,7 +13,62 @@ _JSON = (("--json",), {"action": "store_true", "help": "one JSON document on sta
 _REGISTRY = (("--registry",), {"metavar": "FOLDER", "default": "", "help": "runs/registry of this project, when left out"})
 
 # %% ../nbs/87_serving_words.ipynb #7d93b2e3
-SERVE: dict[str, Any] = {}
+def _bool(text):
+    if text.lower() not in ("true", "1", "false", "0"): raise ValueError(text)
+    return text.lower() in ("true", "1")
+
+def _flag(word, text): return (word,), {"nargs": "?", "const": True, "type": _bool, "metavar": "BOOL", "help": text}
+def _text(word, meta, text): return (word,), {"metavar": meta, "help": text}
+def _whole(word, meta, text): return (word,), {"metavar": meta, "type": int, "help": text}
+def _number(word, meta, text): return (word,), {"metavar": meta, "type": float, "help": text}
+
+SERVE: dict[str, Any] = {
+    "serve": ("serve_command:serve_command", "answer requests as TensorFlow Serving does, over REST and gRPC", [
+        (("models",), {"nargs": "*", "metavar": "MODEL", "help": "of the registry; all, when left out"}), _REGISTRY,
+        _text("--model_base_path", "FOLDER", "instead of the registry: a folder with version folders"),
+        _text("--model_name", "NAME", "of the model there (default)"),
+        _text("--model_config_file", "FILE", "instead of the registry: a ModelServerConfig, as text"),
+        _number("--model_config_file_poll_wait_seconds", "S", "read that file again every S seconds (0: never)"),
+        _number("--file_system_poll_wait_seconds", "S", "look for new versions and promotions every S seconds (1; 0: never)"),
+        _whole("--max_num_load_retries", "N", "after a version failed to load (5)"),
+        _whole("--load_retry_interval_micros", "N", "between two of them (60000000)"),
+        _flag("--allow_version_labels_for_unavailable_models", "let a new label name a version that is not loaded"),
+        _text("--host", "ADDRESS", "address to listen on (127.0.0.1)"),
+        _whole("--rest_api_port", "PORT", "for REST (8501); 0: no REST, and with --announce any free port"),
+        _whole("--port", "PORT", "for gRPC (8500); 0: no gRPC, and with --announce any free port"),
+        _text("--grpc_socket_path", "PATH", "a Unix socket for gRPC as well"),
+        _text("--grpc_channel_arguments", "A=1,B=2", "for gRPC's channel"),
+        _whole("--workers", "N", "processes that share the ports (1)"),
+        _text("--tls-key", "FILE", "PEM; with --tls-cert both doors speak TLS"), _text("--tls-cert", "FILE", "PEM"),
+        _text("--tls-ca", "FILE", "PEM: only clients with a certificate of theirs may ask"),
+        _text("--ssl_config_file", "FILE", "the same as an SSLConfig, as text"),
+        _text("--token-file", "FILE", "only who sends one of these bearer tokens may ask; one a line"),
+        _whole("--max-request-bytes", "N", "longest request (268435456)"),
+        (("--max-concurrent-requests",), {"dest": "max_concurrent", "metavar": "N", "type": int, "help": "at once in a process; more are refused (0: no limit)"}),
+        _whole("--rest_api_timeout_in_ms", "MS", "longest time for an answer over REST (30000)"),
+        _number("--notice-seconds", "S", "between 'not ready' and the end of listening, at SIGTERM (1)"),
+        _number("--drain-seconds", "S", "for requests to finish after that (30)"),
+        _whole("--tensorflow_session_parallelism", "N", "threads inside one run of a model (1)"),
+        _flag("--enable_batching", "batch as --batching_parameters_file says; false: never batch"),
+        _text("--batching_parameters_file", "FILE", "BatchingParameters, as text"),
+        _flag("--enable_per_model_batching_parameters", "read batching_params.pbtxt beside each version"),
+        _flag("--enable_model_warmup", "replay the warm-up requests of a version (true)"),
+        (("--no-twin",), {"action": "store_true", "help": "do not answer with the ONNX twin"}),
+        _flag("--enable_serialization_as_tensor_content", "outputs over gRPC as bytes"),
+        _flag("--enable_signature_method_name_check", "classify and regress only with signatures named so"),
+        _flag("--rest_api_enable_cors_support", "let pages of other origins ask"),
+        _text("--monitoring_config_file", "FILE", "MonitoringConfig, as text: whether and where metrics are"),
+        _text("--access-log", "FILE", "one line of JSON for each request, never its content; - for standard error"),
+        _text("--prediction-log", "FOLDER", "keep inputs and outputs as Parquet files"),
+        (("--prediction-log-sample",), {"metavar": "P", "type": float, "help": "of this share of the requests (1)"}),
+        (("--mask",), {"action": "append", "metavar": "A,B", "help": "columns that are left out of it"}),
+        (("--hash",), {"action": "append", "dest": "hashed", "metavar": "A,B", "help": "columns that are hashed in it"}),
+        _text("--fallback-file", "FILE", "JSON: who answers when a model is late or fails"),
+        (("--announce",), {"action": "store_true", "help": "print ports and process as one line of JSON when it answers"}),
+        *((((f"--{name}",), {"nargs": "?", "metavar": "X", "help": "taken and not needed here"})) for name in
+          ("enable_grpc_healthcheck_service", "rest_api_num_threads", "grpc_max_threads", "num_load_threads", "num_unload_threads")),
+        _JSON]),
+}
 
 # %% ../nbs/87_serving_words.ipynb #562fa924
 _MODEL = (("model",), {"help": "name in the registry"})
