@@ -141,10 +141,13 @@ def _read(rollout):
     counts = {version: add_counts(rollout.counts.get(version, VersionCounts()), one) for version, one in new.items()}
     return rollout._replace(seen=now, met=met, counts=counts)
 
-# %% ../../nbs/serving/90_rollout.ipynb #d349387c
+# %% ../../nbs/serving/90_rollout.ipynb #fda34ab7
+_SETTLE = 0.6   # seconds after which Envoy's latencies are as new as its counters
+
 def _enter(path, rollout):
     "Make the split of this step come true."
     _set_split(rollout)
+    time.sleep(_SETTLE)
     now = time.time()
     return save_rollout(path, _read(rollout)._replace(counts={}, applied=True, step_began=now, began=rollout.began or now))
 
@@ -196,17 +199,18 @@ def _promote(path, rollout):
     if rollout.target == "local" and rollout.release.strategy != "blue-green": retire_servers(rollout.folder)
     return rollout
 
-# %% ../../nbs/serving/90_rollout.ipynb #5594b02e
+# %% ../../nbs/serving/90_rollout.ipynb #f492fbb9
 def _with_scores(rollout, quality):
     "The counts of this step, with what labels say."
     from mlnb.serving.evidence import quality_of
     if quality is None and rollout.labels: quality = quality_of(rollout.log, rollout.model, rollout.labels)
     if quality is None: return rollout
-    names = ("quality_count", "quality_sum", "quality_squares")
-    counts = dict(rollout.counts)
+    def scored(counts, scores): return counts._replace(**dict(zip(("quality_count", "quality_sum", "quality_squares"), scores, strict=True)))
+    counts, before, champion = dict(rollout.counts), rollout.before, rollout.release.champion
     for version, scores in quality(rollout.step_began).items():
-        if version in counts: counts[version] = counts[version]._replace(**dict(zip(names, scores, strict=True)))
-    return rollout._replace(counts=counts)
+        if version in counts: counts[version] = scored(counts[version], scores)
+    if rollout.share >= 1 and not before.quality_count and champion in (past := quality(0.0)): before = scored(before, past[champion])
+    return rollout._replace(counts=counts, before=before)
 
 def _shadow_decision(rollout, counted, pairs):
     "Counters and pairs: both may withdraw it, and it has held when both say so."
@@ -222,7 +226,9 @@ def _judged(rollout, pairs):
     from mlnb.serving.evidence import bandit_share
     new, champion = rollout.counts.get(rollout.release.new, VersionCounts()), _champion_counts(rollout)
     if rollout.release.strategy == "bandit": return bandit_share(champion, new, min_requests=rollout.plan.min_requests)[1]
-    counted = judge_step(rollout.plan, rollout.step, champion, new, time.time() - rollout.step_began)
+    elapsed = time.time() - rollout.step_began
+    counted = judge_step(rollout.plan, rollout.step, champion, new, elapsed)
+    if counted.action in ("advance", "finish") and elapsed < 2 * _SETTLE: counted = counted._replace(action="hold", reason="the latencies of the last second are not known yet")
     return _shadow_decision(rollout, counted, pairs) if rollout.release.strategy == "shadow" else counted
 
 def _act(path, rollout, decision: Decision):
