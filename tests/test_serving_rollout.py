@@ -11,14 +11,17 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlnb.errors import ServingError
 from mlnb.files import write_json
 from mlnb.serving.canary import CanaryPlan
+from mlnb.serving.deploy import plan_for
 from mlnb.serving.envoy_admin import version_counts
 from mlnb.serving.local import is_alive, living, read_deployment, retire_servers, start_local, stop_local
 from mlnb.serving.registry import read_aliases, register
+from mlnb.serving.rehearsal import rehearse
 from mlnb.serving.release import Release
 from mlnb.serving.rollout import (
     Rollout,
@@ -31,6 +34,8 @@ from mlnb.serving.rollout import (
     tick_rollout,
     watch_rollout,
 )
+from mlnb.serving.rollout_words import rollout_text
+from mlnb.serving.shadow import Answer, pair_answers
 
 pytest.importorskip("envoy", reason="the extra 'deploy' is not installed, so there is no Envoy to ask")
 ROOT = Path(__file__).parents[1]
@@ -363,6 +368,7 @@ def test_what_a_killed_start_leaves_is_found_and_ended(place, tmp_path):
     start = f"""
 import sys
 from mlnb.serving.local import start_local
+from mlnb.serving.rehearsal import rehearse
 from mlnb.serving.release import Release
 start_local({str(place)!r}, "r", Release("m", 1, 2, rest_port=0, grpc_port=0), ({STAND_IN[0]!r}, {STAND_IN[1]!r}), 30)
 """
@@ -377,3 +383,106 @@ start_local({str(place)!r}, "r", Release("m", 1, 2, rest_port=0, grpc_port=0), (
         if delay: (place / "deployment.json").unlink(missing_ok=True)   # as if it had been killed before it could write
         stop_local(place)
         assert processes_of(place) == []
+
+
+def test_a_bandit_moves_the_traffic_to_the_better_one(place, tmp_path, monkeypatch):
+    release = RELEASE._replace(strategy="bandit")
+    monkeypatch.setenv("MLNB_STAND_IN", '{"1": {"errors": 0.3}}')
+    deployment = start_local(place, "r", release, STAND_IN, 30)
+    path = rollout_path(tmp_path, "m")
+    start_rollout(path, Rollout(release, plan_for("bandit", min_requests=200), "local", str(place), "", promote=False))
+    weights = []
+    with Load(deployment.rest) as load: ended = watch_rollout(path, lambda one: weights.append(one.weight), 0.1)
+    assert ended.state == "finished" and max(weights) > 0.6 and "the better one" in ended.reason
+    assert load.of(2) > load.of(1) and load.lost == []
+
+
+def test_a_shadow_that_decides_otherwise_is_withdrawn_pair_by_pair(place, tmp_path, monkeypatch):
+    """Nobody met it: its answers went nowhere."""
+    release = RELEASE._replace(strategy="shadow")
+    monkeypatch.setenv("MLNB_STAND_IN", '{"2": {"wrong": 0.5}}')
+    deployment = start_local(place, "r", release, STAND_IN, 30)
+    by_version = {one.version: one for one in deployment.endpoints}
+
+    def ask(port, x):
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("POST", "/v1/models/m:predict", json.dumps({"instances": [{"x": x}]}))
+        return json.loads(connection.getresponse().read())["predictions"][0]
+
+    def pairs(since):
+        rows = [(i, i % 10 / 10) for i in range(200)]
+        return pair_answers(*([Answer(str(i), ask(by_version[version].rest, x)) for i, x in rows] for version in (1, 2)))
+
+    path = rollout_path(tmp_path, "m")
+    start_rollout(path, Rollout(release, plan_for("shadow", min_requests=100), "local", str(place), "", promote=False))
+    with Load(deployment.rest) as load:
+        ended = None
+        while ended is None or not ended.over: ended = tick_rollout(path, pairs=pairs)
+    assert ended.state == "withdrawn" and "it decides differently" in ended.reason
+    assert {version for _, version in load.met} == {"1"} and not load.unlucky and not load.lost
+
+
+def test_a_rollout_with_compose_waits_for_its_proxy_and_then_turns_its_files(place, tmp_path, monkeypatch):
+    """Compose looks after the containers; here two stand-ins and an Envoy that read the same folder play them."""
+    deployment = start_local(place, "r", RELEASE, STAND_IN, 30)
+    monkeypatch.setattr("mlnb.serving.rollout.endpoints_of", lambda release: tuple(one for one in deployment.endpoints))
+    path = tmp_path / "compose" / "rollout.json"
+    waiting = start_rollout(path, Rollout(RELEASE, FAST._replace(min_requests=30), "compose", str(place), "", "127.0.0.1:1", promote=False))
+    assert not waiting.began and "waiting for its proxy" in rollout_text(waiting)
+    with pytest.raises(ServingError, match="Envoy does not answer"): tick_rollout(path)
+    save_rollout(path, waiting._replace(admin=deployment.admin))
+    with Load(deployment.rest) as load:
+        ended = watch_rollout(path, None, 0.1)
+        time.sleep(0.3)
+        before = load.of(2)
+        time.sleep(0.3)
+    assert ended.state == "finished" and len(ended.history) == 4 and load.lost == [] and {status for status, _ in load.met} == {200}
+    assert load.of(2) == before, "without a promotion the champion has it all again"
+
+
+def test_a_deployment_outlives_the_terminal_that_started_it(place):
+    start = f"""
+import signal, time
+from mlnb.serving.local import start_local
+from mlnb.serving.rehearsal import rehearse
+from mlnb.serving.release import Release
+start_local({str(place)!r}, "r", Release("m", 1, 2, rest_port=0, grpc_port=0), ({STAND_IN[0]!r}, {STAND_IN[1]!r}), 30)
+print("up", flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", start], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline().strip() == "up"
+    os.killpg(process.pid, signal.SIGHUP)
+    process.wait()
+    time.sleep(0.2)
+    deployment = read_deployment(place)
+    assert living(deployment) == {"v1": True, "v2": True, "envoy": True}
+    with Load(deployment.rest) as load: time.sleep(0.3)
+    assert load.of(1) and not load.lost
+    assert set(stop_local(place)) == {"envoy", "v1", "v2"} and stop_local(place) == []
+
+
+def test_two_controllers_do_not_disturb_each_other(place, tmp_path):
+    registry = registry_of(tmp_path)
+    path, deployment = begin(place, registry=registry)
+    ended = []
+    threads = [threading.Thread(target=lambda: ended.append(watch_rollout(path, None, 0.03))) for _ in range(3)]
+    with Load(deployment.rest) as load:
+        for thread in threads: thread.start()
+        for thread in threads: thread.join(60)
+    assert [one.state for one in ended] == ["finished"] * 3 and len(ended[0].history) == 4 and load.lost == []
+
+
+@pytest.mark.parametrize(("faults", "verdict"), [({}, "held"), ({"errors": 0.3}, "withdrawn"), ({"wrong": 1.0}, "withdrawn")])
+@pytest.mark.parametrize("strategy", ["canary", "shadow"])
+def test_a_rehearsal_tells_a_good_version_from_a_bad_one_and_leaves_nothing(tmp_path, monkeypatch, faults, verdict, strategy):
+    monkeypatch.setenv("MLNB_STAND_IN", json.dumps({"2": faults}))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    rows = {"x": np.tile([0.05, 0.95], 120)}
+    plan = plan_for(strategy, (0.2, 1.0), min_requests=60, quality_margin=0.05, latency_ratio=3.0)
+    found = rehearse(tmp_path / "registry", RELEASE._replace(strategy=strategy), plan, rows, np.tile([0, 1], 120), seconds=30, command=STAND_IN)
+    assert found.verdict == verdict, found
+    assert found.requests["lost"] == 0 and found.requests["champion"] and json.dumps(found.as_dict()) and processes_of(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+    if strategy == "shadow": assert found.requests["new"] == 0

@@ -207,7 +207,14 @@ def _elsewhere(runs, registry, asked, release, plan):
                                    promote=asked.promote and release.strategy not in ("shadow", "ab"), force=asked.force))
     return {"folder": str(folder), "files": files, "checks": [one._asdict() for one in checks], "rollout": str(path) if path.is_file() else ""}
 
-# %% ../../nbs/serving/92_deploy.ipynb #eef77cf7
+# %% ../../nbs/serving/92_deploy.ipynb #b91bcc83
+def _with_scores(plan, asked, champion):
+    "Where labels are promised, a step waits for some of them, and scores are known to lie between 0 and 1 but for a regression."
+    if not asked.labels: return plan
+    bounds = None if champion.get("task") == "regression" else (0.0, 1.0)
+    return plan._replace(min_labels=plan.min_labels or max(50, plan.min_requests // 4), quality_range=plan.quality_range or bounds)
+
+# %% ../../nbs/serving/92_deploy.ipynb #2c334aef
 def deploy(
     runs:Path|str,           # the runs folder
     registry:Path|str,       # folder of the registry
@@ -221,7 +228,7 @@ def deploy(
         raise ServingError("a bandit needs somebody who turns its shares all the time", got=asked.to, expected="local or compose")
     champion, new = pick_versions(registry, model, asked.strategy, asked.version, asked.force)
     release = check_release(Release(model, champion["number"], new["number"] if new else 0, asked.strategy)._replace(**asked.release))
-    plan = asked.plan or plan_for(asked.strategy)
+    plan = _with_scores(asked.plan or plan_for(asked.strategy), asked, champion)
     found = (_local if asked.to == "local" else _elsewhere)(runs, registry, asked, release, plan)
     def named(record): return {"number": record["number"], "version": record["version"]} if record else None
     return {"model": model, "to": asked.to, "strategy": asked.strategy, "champion": named(champion), "new": named(new), "steps": list(plan.steps) if new else [], **found}

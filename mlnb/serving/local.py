@@ -6,7 +6,7 @@
 __all__ = ['SERVE', 'Process', 'is_alive', 'start_process', 'end_process', 'Deployment', 'read_deployment', 'living',
            'start_local', 'retire_servers', 'stop_local']
 
-# %% ../../nbs/serving/88_local.ipynb #56361527
+# %% ../../nbs/serving/88_local.ipynb #225fd20a
 import json
 import os
 import signal
@@ -20,7 +20,7 @@ from ..files import lock, read_json, write_atomic, write_json
 from .compose import live_files, server_files
 from .envoy import bootstrap, clusters, discovery
 from .envoy_admin import in_flight, is_live, ports_of, put_live
-from .release import Endpoint, Release, about, check_release, server_flags, versions_of, write_yaml
+from .release import Endpoint, Release, about, check_release, label_of, server_flags, versions_of, write_yaml
 from .validate import envoy_path
 
 # %% ../../nbs/serving/88_local.ipynb #c8d2beda
@@ -125,7 +125,7 @@ def _keep(deployment):
 # %% ../../nbs/serving/88_local.ipynb #4c7cb65f
 SERVE = (sys.executable, "-m", "mlnb", "serve")   # the embedded server
 
-# %% ../../nbs/serving/88_local.ipynb #200bac2a
+# %% ../../nbs/serving/88_local.ipynb #31d5e4b7
 def _tail(log, lines=12):
     try: return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     except OSError: return ""
@@ -140,20 +140,28 @@ def _announced(log):
             except ValueError: continue
     return None
 
-def _status(endpoint, model):
-    "State of the version that a server holds, or '' while it does not answer."
+def _status(endpoint, model, name=""):
+    "State of the version that a server holds, by number or label, or '' while it does not answer."
     from urllib.request import urlopen
+    path = f"/v1/models/{model}/labels/{name}" if name else f"/v1/models/{model}/versions/{endpoint.version}"
     try:
-        with urlopen(f"http://{endpoint.host}:{endpoint.rest}/v1/models/{model}/versions/{endpoint.version}", timeout=2) as answer:
+        with urlopen(f"http://{endpoint.host}:{endpoint.rest}{path}", timeout=2) as answer:
             return json.loads(answer.read())["model_version_status"][0]["state"]
     except (OSError, ValueError, KeyError, IndexError): return ""
 
+def _write_files(deployment, version):
+    "A server's files; were they other ones before?"
+    place, base = deployment.folder/"servers"/f"v{version}", str(Path(deployment.registry).absolute()/deployment.release.model)
+    files = server_files(deployment.release, version, base)
+    changed = [name for name, text in files.items() if not (place/name).is_file() or (place/name).read_text() != text]
+    for name in changed: write_atomic(place/name, files[name])
+    return place, changed
+
 def _command(deployment, version):
-    "Write a server's files; the words to start it with."
-    place, model = deployment.folder/"servers"/f"v{version}", deployment.release.model
-    for name, text in server_files(deployment.release, version, str(Path(deployment.registry).absolute()/model)).items(): write_atomic(place/name, text)
+    "The words to start a server with."
+    place, _ = _write_files(deployment, version)
     flags = server_flags(deployment.release._replace(batching=False), str(place))
-    return [*deployment.command, *flags, "--rest_api_port=0", "--port=0", "--announce"]
+    return [*deployment.command, *flags, "--model_config_file_poll_wait_seconds=0.5", "--rest_api_port=0", "--port=0", "--announce"]
 
 def _log(deployment, name): return deployment.folder/"logs"/f"{name}.log"
 
@@ -185,6 +193,18 @@ def _with_servers(deployment, seconds):
     for version in missing:
         known[version] = _wait_for_server(deployment, version, until)
         deployment = _keep(deployment._replace(endpoints=tuple(known.values())))
+    return deployment
+
+# %% ../../nbs/serving/88_local.ipynb #de01439c
+def _with_labels(deployment, until):
+    "Let running servers know their labels."
+    for endpoint in deployment.endpoints:
+        if endpoint.version not in versions_of(deployment.release) or not _write_files(deployment, endpoint.version)[1]: continue
+        label = label_of(deployment.release, endpoint.version)
+        while _status(endpoint, deployment.release.model, label) != "AVAILABLE":
+            if time.monotonic() > until:
+                raise ServingError(f"version {endpoint.version} does not take its label", where=str(_log(deployment, f"v{endpoint.version}")), expected=label)
+            time.sleep(0.05)
     return deployment
 
 # %% ../../nbs/serving/88_local.ipynb #fa756a62
@@ -227,7 +247,7 @@ def _undo(before, after):
     if before: _keep(before)
     else: (after.folder/"deployment.json").unlink(missing_ok=True)
 
-# %% ../../nbs/serving/88_local.ipynb #739d6c31
+# %% ../../nbs/serving/88_local.ipynb #551c993e
 def start_local(
     folder:Path|str,                     # runs/deployments/<model>
     registry:Path|str,                   # folder of the registry
@@ -242,7 +262,7 @@ def start_local(
         before = read_deployment(folder)
         if before is None: _sweep(folder)
         start = before._replace(release=release, command=command) if before else Deployment(folder, release, str(Path(registry).absolute()), command=command)
-        try: return _keep(_with_envoy(_with_servers(start, seconds), 30.0))
+        try: return _keep(_with_envoy(_with_labels(_with_servers(start, seconds), time.monotonic() + 30.0), 30.0))
         except BaseException:
             _undo(before, read_deployment(folder) or start)
             raise
