@@ -259,7 +259,7 @@ def run_loop(
     except ImportError: new_event_loop = asyncio.new_event_loop
     with asyncio.Runner(loop_factory=new_event_loop) as runner: return runner.run(work)
 
-# %% ../../nbs/serving/62_process.ipynb #eb55eda5
+# %% ../../nbs/serving/62_process.ipynb #7dc64fe1
 class ServingProcess:
     "A server in one process and one event loop."
     def __init__(
@@ -269,8 +269,9 @@ class ServingProcess:
         grpc_port:int|None=None,         # None: no gRPC over TCP
         link:Link|None=None,             # a supervisor's end; None: there is none
         say:Callable[[dict], None]|None=None,  # told what happens to versions
+        alone:bool=False,                # is the whole process the server's, so that it may tune the garbage collector?
     ):
-        self.options, self.rest, self.grpc_port, self.link = options, rest, grpc_port, link
+        self.options, self.rest, self.grpc_port, self.link, self.alone = options, rest, grpc_port, link, alone
         self.draining, self.listener, self.grpc, self.source, self.labels = False, None, None, None, {}
         self.metrics, self.tls, self.say = Metrics(), read_tls(options), say
         self.guards = Guards(options.max_request_bytes, options.max_concurrent, read_tokens(options.token_file), options.timeout_seconds)
@@ -299,6 +300,9 @@ class ServingProcess:
     def load(self, config:Any=None) -> None:
         "Load the first models, and follow what happens to them; blocks, raises `ServingError` and `Refusal`."
         options, file = self.options, self.options.model_config_file
+        if self.alone:
+            from mlnb.serving.loaded import freeze_imports
+            freeze_imports()
         read = partial(served_config, options)
         first, every = read(), options.poll_seconds if options.registry else options.config_poll_seconds
         self.apply(config or first)

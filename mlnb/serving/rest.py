@@ -85,7 +85,7 @@ def unpack(
         return Denial(400, "INVALID_ARGUMENT", "The gzip body ends too early")
     return guards.weigh(len(plain)) or plain
 
-# %% ../../nbs/serving/56_rest.ipynb #15ba9fda
+# %% ../../nbs/serving/56_rest.ipynb #0261cd33
 _log = logging.getLogger("mlnb.serving")
 Done = Callable[[Call, str, str, str, Answer, float, int], None]
 
@@ -117,7 +117,7 @@ class RestDoor:
                 body: bytes|Denial = b"" if method == "GET" else await read_body(receive, headers, self.guards)
                 size = 0 if isinstance(body, Denial) else len(body)
                 answer = self.denied(call, body) if isinstance(body, Denial) else await self.answer(call, method, path, body)
-            await self.send(send, call, answer)
+            await self.send(scope, send, call, answer)
         except ClientGone: answer = self.failed(call, "CANCELLED", Answer(499, b""))
         if self.done is not None:
             self.done(call, method, path, (scope.get("client") or ("",))[0], answer, time.perf_counter() - started, size)
@@ -163,13 +163,18 @@ class RestDoor:
         if route.action in ("classify", "regress"): return await examples_json(self.handlers, call, route, body)
         return about_json(self.handlers, call, route)
 
-    async def send(self, send:Callable, call:Call, answer:Answer) -> None:
-        "The answer as two ASGI messages."
+    async def send(self, scope:Any, send:Callable, call:Call, answer:Answer) -> None:
+        "The answer in one piece where the server takes it so, and otherwise as two ASGI messages."
         headers = [(b"content-type", answer.kind), (b"content-length", b"%d" % len(answer.body)), (b"x-request-id", call.request_id.encode())]
         if call.version: headers.append((b"x-mlnb-model-version", b"%d" % call.version))
-        if call.mark: headers.append((b"x-mlnb-fallback", call.mark.encode()))
+        if call.mark: headers.append((b"x-mlnb-fallback", call.mark.encode("ascii", "replace")))
         if self.cors: headers += CORS_HEADERS
         headers += answer.headers
-        if self.closing(): headers.append((b"connection", b"close"))
+        at_once, closing = scope.get("extensions", {}).get("mlnb.answer"), self.closing()
+        if at_once is not None:
+            protocol, cycle = at_once
+            if closing: cycle.keep_alive = False
+            if protocol.answer(cycle, answer.status, b"".join([b"%b: %b\r\n" % one for one in headers]), answer.body): return
+        if closing: headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})

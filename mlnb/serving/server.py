@@ -22,7 +22,7 @@ from .process import ServingProcess, run_loop
 from .serve_options import ServerOptions, check_options, options_from_text, options_to_text, take_port
 from .workers import Supervisor
 
-# %% ../../nbs/serving/64_server.ipynb #fe5703fc
+# %% ../../nbs/serving/64_server.ipynb #8f08f75b
 class Ports:
     "Where a server listens."
     def __init__(
@@ -36,18 +36,18 @@ class Ports:
         "One line of JSON for whoever started this process."
         return orjson.dumps({"rest": self.rest, "grpc": self.grpc, "pid": self.pid}).decode()
 
-async def _build(options, say):
+async def _build(options, say, alone):
     "(the server, its ports) before anything is loaded."
     if options.workers > 1:
         supervisor = Supervisor(options, lambda text: say({"event": "worker", "text": text}))
         return supervisor, Ports(supervisor.rest_port, supervisor.grpc_port), lambda: None
     taken = [take_port(options.host, port)[0] if port is not None else None for port in (options.rest_port, options.grpc_port)]
     rest, grpc = (one.getsockname()[1] if one is not None else None for one in taken)
-    process = ServingProcess(options, taken[0], grpc, say=say)
+    process = ServingProcess(options, taken[0], grpc, say=say, alone=alone)
     return process, Ports(rest, grpc), lambda: [one.close() for one in taken if one is not None]
 
-async def _serve(options, told, say, end, first=lambda: None):
-    server, ports, free = await _build(options, say)
+async def _serve(options, told, say, end, alone=False):
+    server, ports, free = await _build(options, say, alone)
     try:
         starting, ending = asyncio.ensure_future(server.start()), asyncio.ensure_future(end.wait())
         await asyncio.wait({starting, ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -81,7 +81,7 @@ def run_server(
         end, loop = _End(), asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, end.wish, None)
         loop.add_signal_handler(signal.SIGINT, end.wish, 0.0)
-        await _serve(options, told, say, end)
+        await _serve(options, told, say, end, alone=True)
     run_loop(serve())
 
 # %% ../../nbs/serving/64_server.ipynb #3cf6274c
@@ -138,7 +138,7 @@ def _in_thread(options):
         thread.join()
     return found["ports"], stop
 
-# %% ../../nbs/serving/64_server.ipynb #0bb7663a
+# %% ../../nbs/serving/64_server.ipynb #2a61388d
 def serve_process(
     text:str,  # options, see `options_to_text`
 ) -> int:      # exit code
@@ -153,7 +153,8 @@ def serve_process(
 
 def _in_process(options):
     code = "import sys; from mlnb.serving.server import serve_process; sys.exit(serve_process(sys.argv[1]))"
-    process = subprocess.Popen([sys.executable, "-c", code, options_to_text(options)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True)
+    command = [sys.executable, "-c", code, options_to_text(options)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True)
     line = process.stdout.readline()
     if not line: raise ServingError("the server's process ended before it answered", got=f"exit code {process.wait()}", cure="its standard error says why")
     facts = orjson.loads(line)

@@ -88,7 +88,7 @@ async def open_peer(
     reader, writer = await asyncio.open_connection(sock=sock, limit=LONGEST_LINE)
     return Peer(reader, writer, answers)
 
-# %% ../../nbs/serving/63_workers.ipynb #3e217ca9
+# %% ../../nbs/serving/63_workers.ipynb #a8b8127e
 def _config(facts): return messages.ModelServerConfig.FromString(base64.b64decode(facts["config"])) if facts.get("config") else None
 def _packed(config): return base64.b64encode(config.SerializeToString()).decode() if config is not None else ""
 
@@ -127,7 +127,7 @@ class _Worker:
         async def text(): return (await peer.ask("all_metrics"))["text"].encode()
         def reload(config): asyncio.run_coroutine_threadsafe(peer.ask("reload_all", config=_packed(config)), loop).result()
         try:
-            self.process = ServingProcess(options_from_text(told["options"]), self.sockets[told["slot"]] if self.sockets else None, told["grpc"], Link(text, reload))
+            self.process = ServingProcess(options_from_text(told["options"]), self.sockets[told["slot"]] if self.sockets else None, told["grpc"], Link(text, reload), alone=True)
             await self.process.start(_config(told))
         except MlnbError as e:
             await peer.ask("failed", text=str(e))
