@@ -88,8 +88,35 @@ REGISTRY: dict[str, Any] = {
         _MODEL, (("which",), {"metavar": "N", "help": "number, or version such as 1.2.0"}), _WHY, _REGISTRY, _JSON]),
 }
 
-# %% ../nbs/87_serving_words.ipynb #8c643134
-DEPLOY: dict[str, Any] = {}
+# %% ../nbs/87_serving_words.ipynb #c69ec3f9
+DEPLOY: dict[str, Any] = {
+    "deploy": ("deploy_commands:deploy_command", "put the champion, and a new version beside it, behind a proxy: here, or as files for elsewhere", [
+        _MODEL, (("--to",), {"choices": ("local", "compose", "kubernetes", "kserve"), "default": "local", "help": "local starts servers and Envoy; the others write files (local)"}),
+        (("--strategy",), {"choices": ("blue-green", "canary", "shadow", "ab", "bandit"), "default": "canary", "help": "how traffic gets to the new version (canary)"}),
+        (("--version",), {"metavar": "N", "default": "", "help": "the new version: number, 1.2.0 or alias; the challenger, when left out"}),
+        (("--steps",), {"metavar": "PERCENTS", "default": "", "help": "of a canary: 5,25,50,100"}),
+        (("--share",), {"type": float, "default": 0.5, "metavar": "X", "help": "of the new version in an A/B test, 0 to 1 (0.5)"}),
+        (("--key",), {"metavar": "HEADER", "default": "", "help": "header that names the user; the same user gets the same version (x-user-id)"}),
+        (("--min-requests",), {"type": int, "metavar": "N", "help": "to the new version in each step, before it advances (300)"}),
+        (("--error-margin",), {"type": float, "metavar": "X", "help": "how much higher its error rate may be (0.005)"}),
+        (("--latency-ratio",), {"type": float, "metavar": "X", "help": "how many times longer it may take; 0: not judged (1.25)"}),
+        (("--quality-margin",), {"type": float, "metavar": "X", "help": "how much lower its score may be, with --labels (0.02)"}),
+        (("--labels",), {"metavar": "FILE", "help": "the truth, as it arrives: .csv or .parquet with request_id and label"}),
+        (("--log",), {"metavar": "FOLDER", "help": "prediction log of the servers; one beside them, with --labels or a shadow"}),
+        (("--base",), {"type": float, "metavar": "X", "help": "A/B: rate of the champion, which with --effect says how many requests are needed"}),
+        (("--effect",), {"type": float, "metavar": "X", "help": "A/B: the smallest difference that matters"}),
+        (("--port",), {"type": int, "metavar": "N", "help": "REST; gRPC takes the next one; 0: free ones (8501 and 8500)"}),
+        (("--image",), {"metavar": "NAME", "default": "", "help": "of the server, for files (tensorflow/serving)"}),
+        (("--claim",), {"metavar": "NAME", "default": "", "help": "Kubernetes: volume claim with the registry (mlnb-models)"}),
+        (("--storage",), {"metavar": "URI", "default": "", "help": "KServe: where the registry was copied to; the volume claim, when left out"}),
+        (("--no-promote",), {"action": "store_true", "help": "do not make it champion in the end"}),
+        (("--force",), {"action": "store_true", "help": "also a version that is not blessed or breaks clients"}),
+        (("--stop",), {"action": "store_true", "help": "stop what runs on this machine"}), _REGISTRY, _JSON]),
+    "rollout": ("deploy_commands:rollout_command", "look at a rollout, turn it by hand, or watch it", [
+        (("what",), {"choices": ("status", "advance", "abort", "watch")}), _MODEL,
+        (("--to",), {"choices": ("local", "compose"), "default": "local", "help": "which deployment (local)"}),
+        (("--reason",), {"metavar": "TEXT", "default": "", "help": "of abort, for the record"}), _JSON]),
+}
 
 # %% ../nbs/87_serving_words.ipynb #c13a270d
 PREDICT: dict[str, Any] = {

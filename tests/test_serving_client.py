@@ -389,3 +389,116 @@ def test_an_address_that_is_none():
     with pytest.raises(ServingError, match="out of range"): connect("http://x", timeout_seconds=0)
     with pytest.raises(MlnbError, match="no model is named"): connect("http://127.0.0.1:9").predict(ROWS)
     assert isinstance(connect("grpc://127.0.0.1"), Client)
+
+
+# ---- the real server
+
+MODEL = """
+import sys, numpy as np, pandas as pd, keras
+from pathlib import Path
+from mlnb.data.schemas import describe_table
+from mlnb.serving.export import export_model
+from mlnb.serving.registry import register
+root = Path(sys.argv[1])
+frame = pd.DataFrame({"months": [1.0, 3, 12, 30], "plan": ["monthly", "monthly", "yearly", "yearly"]})
+inputs = {"months": keras.Input((1,), name="months"), "plan": keras.Input((1,), dtype="string", name="plan")}
+plan = keras.layers.StringLookup(vocabulary=["monthly", "yearly"], output_mode="one_hot")(inputs["plan"])
+head = keras.layers.Dense(1, activation="sigmoid")
+model = keras.Model(inputs, head(keras.layers.Concatenate()([inputs["months"], plan])))
+head.set_weights([np.array([[-0.1], [0.0], [1.0], [-1.0]]), np.array([0.5])])
+exported = export_model(model, describe_table(frame), root/"export", frame, classes=["stays", "leaves"])
+for name in ("churn", "small"): register(root/"registry", name, exported.folder, {"evaluation": {"blessed": True}})
+import tensorflow as tf
+class Slow(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "rounds")])
+    def __call__(self, rounds):
+        some = tf.ones([700, 700]) / 700
+        _, end = tf.while_loop(lambda i, _: i < rounds[0], lambda i, m: (i + 1, tf.matmul(m, some)), (0.0, some))
+        return {"y": rounds + end[0, 0] * 0}
+slow = Slow()
+tf.saved_model.save(slow, str(root/"slow"), {"serving_default": slow.__call__.get_concrete_function()})
+register(root/"registry", "slow", root/"slow", {"evaluation": {"blessed": True}})
+"""
+CUSTOMERS = [{"months": 1, "plan": "monthly"}, {"months": 12.0, "plan": "yearly"}, {"months": None, "plan": "yearly"}, {"months": 3, "plan": None}]
+
+
+def expected(rows):
+    """What the model says of rows."""
+    plan = {"monthly": 1.0, "yearly": -1.0}
+    return [1 / (1 + np.exp(0.1 * (np.nan if row["months"] is None else row["months"]) - plan.get(row["plan"], 0.0) - 0.5)) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A registry with two models, behind `mlnb serve` with a prediction log and a fallback."""
+    from mlnb.serving.serve_options import ServerOptions
+    from mlnb.serving.server import start_server
+
+    root = tmp_path_factory.mktemp("served")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([sys.executable, "-c", MODEL, str(root)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    fallbacks = {"churn": {"deadline_ms": 20_000, "to": [{"rule": {"scores": "0.25 + 0.5 * (months < 6)"}}]},
+                 "slow": {"deadline_ms": 150, "breaker": None, "to": [{"rule": {"y": "0.0 - rounds"}}]}}
+    (root / "fallbacks.json").write_text(json.dumps(fallbacks))
+    options = ServerOptions(registry=str(root / "registry"), rest_port=0, grpc_port=0, prediction_log=str(root / "log"), mask=("plan",),
+                            fallback_file=str(root / "fallbacks.json"))
+    with start_server(options, process=True) as server:
+        yield root, {"rest": server.url, "grpc": f"grpc://{server.target}"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", ["rest", "grpc"])
+def test_the_real_server_answers_the_client(served, door):
+    """Predictions, classes, signatures, state, and refusals with the server's words."""
+    _, addresses = served
+    with connect(addresses[door], model="churn", timeout_seconds=20) as client:
+        assert client.ready(seconds=20)
+        np.testing.assert_allclose(client.predict(CUSTOMERS), expected(CUSTOMERS), atol=1e-5)
+        np.testing.assert_allclose(client.predict(pd.DataFrame(CUSTOMERS), label="champion"), expected(CUSTOMERS), atol=1e-5)
+        assert [name for name, _ in client.classify(CUSTOMERS[:2])[1]] == ["stays", "leaves"]
+        answer = client.ask(CUSTOMERS[:1], version=1, request_id=f"mine-{door}")
+        assert (answer.request_id, answer.version, answer.fallback) == (f"mine-{door}", 1, "")
+        assert client.metadata()["serving_default"].inputs == {"months": Slot("DT_FLOAT", (-1,)), "plan": Slot("DT_STRING", (-1,))}
+        with pytest.raises(RequestError, match="Servable not found"): client.predict(CUSTOMERS, "none")
+        with pytest.raises(RequestError) as found: client.predict(CUSTOMERS, version=9)
+        assert found.value.code == "NOT_FOUND"
+
+
+@pytest.mark.slow
+def test_what_the_real_server_answered_is_in_its_log(served):
+    """By both doors, in both processes' words: rows, ids, version; the masked column is not there."""
+    from mlnb.serving.prediction_log import join_labels, read_log
+
+    root, addresses = served
+    for door, address in addresses.items():
+        with connect(address, model="small", timeout_seconds=20) as client: client.ask(CUSTOMERS[:2], request_id=f"logged-{door}")
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        log = read_log(root / "log", "small")
+        if len(log) == 4: break
+        time.sleep(0.1)
+    assert sorted(zip(log["request_id"], log["index"], strict=True)) == [("logged-grpc", 0), ("logged-grpc", 1), ("logged-rest", 0), ("logged-rest", 1)]
+    assert "input.plan" not in log and set(log["version"]) == {1} and (log["latency_seconds"] > 0).all() and set(log["fallback"]) == {""}
+    np.testing.assert_allclose(log.sort_values(["request_id", "index"])["output.scores"], expected(CUSTOMERS[:2]) * 2, atol=1e-5)
+    labels = pd.DataFrame({"request_id": ["logged-rest"] * 2, "index": [0, 1], "left": [1, 0]})
+    assert join_labels(log, labels).attrs["labels"]["matched"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", ["rest", "grpc"])
+def test_a_model_that_is_late_is_answered_for_by_a_rule(served, door):
+    """Marked, and in time; when it has caught up it answers itself; the client's own mistake stays one."""
+    _, addresses = served
+    with connect(addresses[door], model="slow", timeout_seconds=30) as client:
+        until = time.monotonic() + 20
+        while client.ask({"rounds": [1]}).fallback and time.monotonic() < until: time.sleep(0.05)
+        assert client.ask({"rounds": [2.0]}).outputs["y"].tolist() == [2] and client.ask({"rounds": [2.0]}).fallback == ""
+        began = time.monotonic()
+        late = client.ask({"rounds": [600.0, 5.0]})
+        assert late.outputs["y"].tolist() == [-600, -5] and late.fallback == "rule;reason=deadline" and late.outputs["y"].dtype == np.float32
+        assert time.monotonic() - began < 2
+        while (caught := client.ask({"rounds": [3.0]})).fallback and time.monotonic() < began + 30: time.sleep(0.1)
+        assert caught.outputs["y"].tolist() == [3] and caught.fallback == ""
+        with pytest.raises(RequestError) as found: client.predict({"rounds": []})
+        assert found.value.code in ("INVALID_ARGUMENT", "OUT_OF_RANGE")
