@@ -23,17 +23,8 @@ from mlnb.serving.local import is_alive, living, read_deployment, retire_servers
 from mlnb.serving.registry import read_aliases, register
 from mlnb.serving.rehearsal import rehearse
 from mlnb.serving.release import Release
-from mlnb.serving.rollout import (
-    Rollout,
-    abort_rollout,
-    advance_rollout,
-    read_rollout,
-    rollout_path,
-    save_rollout,
-    start_rollout,
-    tick_rollout,
-    watch_rollout,
-)
+from mlnb.serving.rollout import abort_rollout, advance_rollout, start_rollout, tick_rollout, watch_rollout
+from mlnb.serving.rollout_state import Rollout, read_rollout, rollout_path, save_rollout
 from mlnb.serving.rollout_words import rollout_text
 from mlnb.serving.shadow import Answer, pair_answers
 

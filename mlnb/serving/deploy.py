@@ -6,7 +6,7 @@
 __all__ = ['pick_versions', 'plan_for', 'size_of_test', 'write_deployment', 'write_manifests', 'Asked', 'deploy',
            'stop_deployment']
 
-# %% ../../nbs/serving/92_deploy.ipynb #b067562f
+# %% ../../nbs/serving/92_deploy.ipynb #dfcce7eb
 import sys
 from collections.abc import Mapping
 from os.path import relpath
@@ -23,7 +23,8 @@ from .local import SERVE, end_process, start_local, start_process, stop_local
 from .nginx import nginx_config
 from .registry import find_version, list_versions, read_aliases
 from .release import Release, check_release, endpoints_of
-from .rollout import Rollout, read_rollout, rollout_path, save_rollout, start_rollout
+from .rollout import start_rollout
+from .rollout_state import Rollout, read_rollout, rollout_path, save_rollout
 from .validate import Check, validate_files
 
 # %% ../../nbs/serving/92_deploy.ipynb #1c705842
@@ -214,7 +215,7 @@ def _with_scores(plan, asked, champion):
     bounds = None if champion.get("task") == "regression" else (0.0, 1.0)
     return plan._replace(min_labels=plan.min_labels or max(50, plan.min_requests // 4), quality_range=plan.quality_range or bounds)
 
-# %% ../../nbs/serving/92_deploy.ipynb #2c334aef
+# %% ../../nbs/serving/92_deploy.ipynb #ef489771
 def deploy(
     runs:Path|str,           # the runs folder
     registry:Path|str,       # folder of the registry
@@ -231,7 +232,8 @@ def deploy(
     plan = _with_scores(asked.plan or plan_for(asked.strategy), asked, champion)
     found = (_local if asked.to == "local" else _elsewhere)(runs, registry, asked, release, plan)
     def named(record): return {"number": record["number"], "version": record["version"]} if record else None
-    return {"model": model, "to": asked.to, "strategy": asked.strategy, "champion": named(champion), "new": named(new), "steps": list(plan.steps) if new else [], **found}
+    return {"model": model, "to": asked.to, "strategy": asked.strategy, "champion": named(champion), "new": named(new),
+            "steps": list(plan.steps) if new else [], **found}
 
 def stop_deployment(
     runs:Path|str,   # the runs folder

@@ -6,7 +6,7 @@
 __all__ = ['SERVE', 'Process', 'is_alive', 'start_process', 'end_process', 'Deployment', 'read_deployment', 'living',
            'start_local', 'retire_servers', 'stop_local']
 
-# %% ../../nbs/serving/88_local.ipynb #225fd20a
+# %% ../../nbs/serving/88_local.ipynb #4008b91c
 import json
 import os
 import signal
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ..errors import ServingError
 from ..files import lock, read_json, write_atomic, write_json
 from .compose import live_files, server_files
-from .envoy import bootstrap, clusters, discovery
+from .envoy import bootstrap
 from .envoy_admin import in_flight, is_live, ports_of, put_live
 from .release import Endpoint, Release, about, check_release, label_of, server_flags, versions_of, write_yaml
 from .validate import envoy_path
@@ -267,7 +267,7 @@ def start_local(
             _undo(before, read_deployment(folder) or start)
             raise
 
-# %% ../../nbs/serving/88_local.ipynb #c895cd12
+# %% ../../nbs/serving/88_local.ipynb #ff5ae0e4
 def retire_servers(
     folder:Path|str,      # runs/deployments/<model>
     seconds:float=30.0,   # for requests under way to be answered
@@ -282,8 +282,7 @@ def retire_servers(
         until = time.monotonic() + seconds
         while in_flight(deployment.admin, deployment.release, gone) and time.monotonic() < until: time.sleep(0.05)
         left = tuple(one for one in deployment.endpoints if one.version not in gone)
-        text = write_yaml(discovery(clusters(deployment.release, tuple(sorted(left)))), about(deployment.release, "Where the versions are. Envoy watches this file."))
-        put_live(folder/"envoy", {"clusters.yaml": text}, deployment.admin)
+        put_live(folder/"envoy", {"clusters.yaml": live_files(deployment.release, tuple(sorted(left)))["clusters.yaml"]}, deployment.admin)
         for version in gone: end_process(deployment.servers[version], seconds)
         _keep(deployment._replace(endpoints=left, servers={version: one for version, one in deployment.servers.items() if version not in gone}))
         return gone
