@@ -33,10 +33,11 @@ def _server(release, endpoint, registry):
                             "start_period": "120s"},
             "deploy": {"resources": {"limits": {"cpus": _cores(release.cpu), "memory": _megabytes(release.memory)}}}}
 
-# %% ../../nbs/serving/82_compose.ipynb #000d92d9
+# %% ../../nbs/serving/82_compose.ipynb #cdc69644
 def _envoy(release, endpoints):
     return {"image": release.envoy_image, "command": ["-c", "/etc/envoy/mlnb/envoy.yaml"], "volumes": ["./envoy:/etc/envoy/mlnb:ro"], **_SAFE,
-            "tmpfs": ["/tmp"], "user": "101:101", "ports": [f"127.0.0.1:{release.rest_port or 8501}:8501", f"127.0.0.1:{release.grpc_port or 8500}:8500", "127.0.0.1:9901:9901"],
+            "tmpfs": ["/tmp"], "user": "101:101",
+            "ports": [f"127.0.0.1:{release.rest_port or 8501}:8501", f"127.0.0.1:{release.grpc_port or 8500}:8500", "127.0.0.1:9901:9901"],
             "depends_on": {one.host: {"condition": "service_healthy"} for one in endpoints}}
 
 def _prometheus():

@@ -45,7 +45,7 @@ def _reap(pid):
     try: os.waitpid(pid, os.WNOHANG)
     except (ChildProcessError, OSError): return
 
-# %% ../../nbs/serving/88_local.ipynb #06c37f60
+# %% ../../nbs/serving/88_local.ipynb #ca37e608
 def is_alive(
     process:Process|None,  # as recorded
 ) -> bool:                 # False for None
@@ -61,6 +61,7 @@ def start_process(
 ) -> Process:
     "Start a process that belongs to no terminal."
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)   # another process may still be writing into the old one
     with open(log, "wb") as out:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     child.returncode = 0   # its end is noticed by `is_alive`, also after this object is gone
@@ -247,7 +248,7 @@ def _undo(before, after):
     if before: _keep(before)
     else: (after.folder/"deployment.json").unlink(missing_ok=True)
 
-# %% ../../nbs/serving/88_local.ipynb #551c993e
+# %% ../../nbs/serving/88_local.ipynb #77f8f326
 def start_local(
     folder:Path|str,                     # runs/deployments/<model>
     registry:Path|str,                   # folder of the registry
@@ -261,11 +262,15 @@ def start_local(
     with lock(folder/".lock"):
         before = read_deployment(folder)
         if before is None: _sweep(folder)
+        old = dict(before.servers) if before and before.command != command else {}
         start = before._replace(release=release, command=command) if before else Deployment(folder, release, str(Path(registry).absolute()), command=command)
-        try: return _keep(_with_envoy(_with_labels(_with_servers(start, seconds), time.monotonic() + 30.0), 30.0))
+        if old: start = start._replace(servers={}, endpoints=())
+        try: done = _keep(_with_envoy(_with_labels(_with_servers(start, seconds), time.monotonic() + 30.0), 30.0))
         except BaseException:
             _undo(before, read_deployment(folder) or start)
             raise
+        for process in old.values(): end_process(process)
+        return done
 
 # %% ../../nbs/serving/88_local.ipynb #ff5ae0e4
 def retire_servers(

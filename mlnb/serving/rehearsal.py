@@ -134,19 +134,19 @@ class Rehearsal(NamedTuple):
         "JSON-able."
         return {**self._asdict(), "steps": list(self.steps)}
 
-# %% ../../nbs/serving/94_rehearsal.ipynb #65b89e38
+# %% ../../nbs/serving/94_rehearsal.ipynb #fdd3166a
 def _range(labels, regression): return None if labels is None or regression else (0.0, 1.0)
 
 def _answers(endpoint, model, bodies, labels):
     "What one server says to every row, asked directly."
     connection = http.client.HTTPConnection(endpoint.host, endpoint.rest, timeout=30)
     for row, body in enumerate(bodies):
-        _, _, status, value, seconds = _asked(connection, f"/v1/models/{model}:predict", body, {"content-type": "application/json"})
-        yield Answer(str(row), value, "" if status == 200 else f"status {status}", seconds, label=None if labels is None else labels[row].item())
+        _, _, status, value, _ = _asked(connection, f"/v1/models/{model}:predict", body, {"content-type": "application/json"})
+        yield Answer(str(row), value, "" if status == 200 else f"status {status}", label=None if labels is None else labels[row].item())
     connection.close()
 
 def _pairs(deployment, release, bodies, labels, most=500):
-    "Both versions' answers to the same rows. Through the proxy the shadow's are thrown away, so both are asked directly, once."
+    "Both versions' answers to the same rows. Through the proxy the shadow's are thrown away, so both are asked directly; how long they take is Envoy's to say."
     by_version = {one.version: one for one in deployment.endpoints}
     found: list = []
     def pairs(since):
