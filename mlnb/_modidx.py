@@ -4713,6 +4713,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlnb.serving.rollout._held': ('serving/rollout.html#_held', 'mlnb/serving/rollout.py'),
                                       'mlnb.serving.rollout._judged': ('serving/rollout.html#_judged', 'mlnb/serving/rollout.py'),
                                       'mlnb.serving.rollout._next': ('serving/rollout.html#_next', 'mlnb/serving/rollout.py'),
+                                      'mlnb.serving.rollout._only_slow': ('serving/rollout.html#_only_slow', 'mlnb/serving/rollout.py'),
                                       'mlnb.serving.rollout._promote': ('serving/rollout.html#_promote', 'mlnb/serving/rollout.py'),
                                       'mlnb.serving.rollout._read': ('serving/rollout.html#_read', 'mlnb/serving/rollout.py'),
                                       'mlnb.serving.rollout._released': ('serving/rollout.html#_released', 'mlnb/serving/rollout.py'),

@@ -56,8 +56,9 @@ def _read(rollout):
     counts = {version: add_counts(rollout.counts.get(version, VersionCounts()), one) for version, one in new.items()}
     return rollout._replace(seen=now, met=met, counts=counts)
 
-# %% ../../nbs/serving/90_rollout.ipynb #fda34ab7
+# %% ../../nbs/serving/90_rollout.ipynb #33d3dc47
 _SETTLE = 0.6   # seconds after which Envoy's latencies are as new as its counters
+_STALL = 5.0    # seconds that a machine may stall without a version being blamed for it
 
 def _enter(path, rollout):
     "Make the split of this step come true."
@@ -115,7 +116,7 @@ def _promote(path, rollout):
     if rollout.target == "local" and rollout.release.strategy != "blue-green": retire_servers(rollout.folder)
     return rollout
 
-# %% ../../nbs/serving/90_rollout.ipynb #6b4735ed
+# %% ../../nbs/serving/90_rollout.ipynb #610e476b
 def _with_scores(rollout, quality):
     "The counts of this step, with what labels say."
     from mlnb.serving.evidence import quality_of
@@ -139,6 +140,9 @@ def _shadow_decision(rollout, counted, pairs):
     paired = judge_shadow(ShadowPlan(min_pairs=rollout.plan.min_requests), compare_pairs(found, unmatched=alone))
     return next((one for action in ("abort", "hold") for one in (counted, paired) if one.action == action), paired)
 
+def _only_slow(decision):
+    return {test["test"] for test in decision.facts.get("tests", []) if test["proven"]} == {"latency"}
+
 def _judged(rollout, pairs):
     from mlnb.serving.evidence import bandit_share
     new, champion = rollout.counts.get(rollout.release.new, VersionCounts()), _champion_counts(rollout)
@@ -147,6 +151,8 @@ def _judged(rollout, pairs):
     counted = judge_step(rollout.plan, rollout.step, champion, new, elapsed)
     if counted.action in ("advance", "finish") and elapsed < 2 * _SETTLE:
         counted = counted._replace(action="hold", reason="the latencies of the last second are not known yet")
+    if counted.action == "abort" and elapsed < _STALL and _only_slow(counted):
+        counted = counted._replace(action="hold", reason=f"slow so far, which may be a stall of the machine and pass: {counted.reason}")
     return _shadow_decision(rollout, counted, pairs) if rollout.release.strategy == "shadow" else counted
 
 def _act(path, rollout, decision: Decision):
