@@ -23,17 +23,8 @@ from mlnb.serving.local import is_alive, living, read_deployment, retire_servers
 from mlnb.serving.registry import read_aliases, register
 from mlnb.serving.rehearsal import rehearse
 from mlnb.serving.release import Release
-from mlnb.serving.rollout import (
-    Rollout,
-    abort_rollout,
-    advance_rollout,
-    read_rollout,
-    rollout_path,
-    save_rollout,
-    start_rollout,
-    tick_rollout,
-    watch_rollout,
-)
+from mlnb.serving.rollout import abort_rollout, advance_rollout, start_rollout, tick_rollout, watch_rollout
+from mlnb.serving.rollout_state import Rollout, read_rollout, rollout_path, save_rollout
 from mlnb.serving.rollout_words import rollout_text
 from mlnb.serving.shadow import Answer, pair_answers
 
@@ -150,6 +141,8 @@ def test_the_split_is_the_one_that_was_asked_for_and_stays_with_the_user(place):
     second = {user: who(x_user_id=user) for user in users}
     assert all(second[user] == "2" for user in users if first[user] == "2"), "a growing share takes nobody back"
     assert len([user for user in users if second[user] == "2"]) > len([user for user in users if first[user] == "2"])
+    start_local(place, "r", RELEASE._replace(share=0.5, strategy="ab"), STAND_IN, 30)
+    assert [{who(x_mlnb_version=version, x_user_id=user) for user in users[:40]} for version in "12"] == [{"1"}, {"2"}]
     for path, version in (("versions/1", "1"), ("versions/02", "2"), ("labels/champion", "1"), ("labels/challenger", "2")):
         seen = set()
         for _ in range(12):
@@ -460,6 +453,19 @@ time.sleep(60)
     with Load(deployment.rest) as load: time.sleep(0.3)
     assert load.of(1) and not load.lost
     assert set(stop_local(place)) == {"envoy", "v1", "v2"} and stop_local(place) == []
+
+
+def test_servers_that_are_to_be_started_otherwise_are_replaced_and_no_request_is_lost(place):
+    first = start_local(place, "r", RELEASE._replace(share=0.3), STAND_IN, 30)
+    with Load(first.rest) as load:
+        time.sleep(0.2)
+        second = start_local(place, "r", RELEASE._replace(share=0.3), (*STAND_IN, "--prediction-log=somewhere"), 30)
+        time.sleep(0.3)
+        with pytest.raises(ServingError, match="ended while it started"): start_local(place, "r", RELEASE._replace(share=0.3), (sys.executable, "-c", "raise SystemExit(1)"), 30)
+        time.sleep(0.2)
+    assert set(first.servers.values()) & set(second.servers.values()) == set() and first.envoy == second.envoy
+    assert read_deployment(place) == second and all(living(second).values())
+    assert load.lost == [] and set(load.met) == {(200, "1"), (200, "2")} and not any(is_alive(one) for one in first.servers.values())
 
 
 def test_two_controllers_do_not_disturb_each_other(place, tmp_path):
