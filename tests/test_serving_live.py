@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from half_plus_two import build
 
-from mlnb.files import write_json
 from mlnb.serving import messages
+from mlnb.serving.promotion import promote
 from mlnb.serving.registry import register
 from mlnb.serving.serve_options import ServerOptions
 from mlnb.serving.server import start_server
@@ -210,7 +210,7 @@ def test_a_promotion_reaches_a_server_and_the_champion_is_meant(versions, tmp_pa
                             fallback_file=str(tmp_path / "fallback.json"))
     with start_server(options, process=True) as server:
         askers = [RestAsker(server), GrpcAsker(server)]
-        write_json(registry / "m" / "aliases.json", {"format": 1, "aliases": {"champion": 2, "challenger": 3}})
+        for number, alias in ((3, "challenger"), (2, "champion")): promote(registry, "m", number, alias, force=True)
         wait_for(lambda: askers[0].seen and askers[0].seen[-1] == 2 and state(server, 3) == "AVAILABLE" and state(server, 1) == "END")
         connection = http.client.HTTPConnection("127.0.0.1", server.rest_port, timeout=20)
         connection.request("POST", "/v1/models/m/labels/challenger:predict", '{"instances": [2.0]}', {"x-request-id": "one"})
@@ -240,7 +240,7 @@ def test_mlnb_serve_says_where_everything_is_with_a_line_that_works(versions, tm
         assert f"http://127.0.0.1:{ports['rest']}/v1/models/m:predict" in text
         assert all(len(line) <= 80 for line in lines if not line.startswith("curl "))
         if shutil.which("curl"):
-            assert json.loads(subprocess.run([*"bash -c".split(), text], capture_output=True, text=True).stdout) == {"predictions": [1.5]}
+            assert json.loads(subprocess.run(["bash", "-c", text], capture_output=True, text=True).stdout) == {"predictions": [1.5]}
         process.send_signal(signal.SIGINT)
         assert process.wait(15) == 0
     finally:

@@ -431,7 +431,11 @@ def test_what_openapi_says_is_so(shared):
     schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     from schemathesis import GenerationMode
     from schemathesis.checks import not_a_server_error
-    from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
     seen = set()
 
     def check(case):

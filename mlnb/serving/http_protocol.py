@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['READ_SECONDS', 'LINGER_SECONDS', 'HttpProtocol']
 
-# %% ../../nbs/serving/57_http_protocol.ipynb #c28f4731
+# %% ../../nbs/serving/57_http_protocol.ipynb #8e699069
 import re
+from asyncio import TimerHandle
 from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from .json_write import write_error
@@ -26,14 +27,15 @@ def _without_upgrade(data):
     head, end, rest = data.partition(b"\r\n\r\n")
     return _UPGRADE.sub(b"\r\nx-not-taken:", head) + end + rest
 
-# %% ../../nbs/serving/57_http_protocol.ipynb #8eee5345
+# %% ../../nbs/serving/57_http_protocol.ipynb #947c2264
 class HttpProtocol(HttpToolsProtocol):
     "One connection."
     read_seconds, linger_seconds = READ_SECONDS, LINGER_SECONDS
 
     def __init__(self, *given:Any, **named:Any):
         super().__init__(*given, **named)
-        self._whole, self._headed, self._clock, self._deaf, self._last = True, True, None, False, False
+        self._whole, self._headed, self._deaf, self._last = True, True, False, False
+        self._clock: TimerHandle|None = None
 
     def connection_made(self, transport: Any) -> None:
         "Somebody connected, and should now say something."
@@ -72,7 +74,7 @@ class HttpProtocol(HttpToolsProtocol):
         "A request says what it is."
         super().on_headers_complete()
         self._headed = True
-        if self.cycle is not None: self.scope["extensions"] = {"mlnb.answer": (self, self.cycle)}
+        if self.cycle is not None: self.scope["extensions"] = {"mlnb.answer": {"protocol": self, "cycle": self.cycle}}
         if self._last and self.cycle is not None: self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
