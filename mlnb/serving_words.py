@@ -44,7 +44,8 @@ SERVE: dict[str, Any] = {
         _text("--ssl_config_file", "FILE", "the same as an SSLConfig, as text"),
         _text("--token-file", "FILE", "only who sends one of these bearer tokens may ask; one a line"),
         _whole("--max-request-bytes", "N", "longest request (268435456)"),
-        (("--max-concurrent-requests",), {"dest": "max_concurrent", "metavar": "N", "type": int, "help": "at once in a process; more are refused (0: no limit)"}),
+        (("--max-concurrent-requests",), {"dest": "max_concurrent", "metavar": "N", "type": int,
+                                          "help": "at once in a process; more are refused (0: no limit)"}),
         _whole("--rest_api_timeout_in_ms", "MS", "longest time for an answer over REST (30000)"),
         _number("--notice-seconds", "S", "between 'not ready' and the end of listening, at SIGTERM (1)"),
         _number("--drain-seconds", "S", "for requests to finish after that (30)"),
@@ -119,8 +120,19 @@ DEPLOY: dict[str, Any] = {
         (("--reason",), {"metavar": "TEXT", "default": "", "help": "of abort, for the record"}), _JSON]),
 }
 
-# %% ../nbs/87_serving_words.ipynb #132d24ed
-PREDICT: dict[str, Any] = {}
+# %% ../nbs/87_serving_words.ipynb #c13a270d
+PREDICT: dict[str, Any] = {
+    "predict": ("predict_command:predict_command", "answer every row of a file with a model", [
+        (("file",), {"metavar": "FILE", "help": ".csv, .jsonl or .parquet; larger than memory is fine"}),
+        (("-m", "--model"), {"required": True, "metavar": "NAME[:WHICH]", "help": "in the registry: its champion, or a version, number or alias behind ':'; "
+            "or a folder with a SavedModel"}),
+        (("-o", "--output"), {"required": True, "metavar": "FILE", "help": ".parquet or .csv"}),
+        (("--columns",), {"metavar": "A,B", "help": "of the input that go with the answers; all; those the model does not use, when left out"}),
+        (("--on-error",), {"choices": ("stop", "mark"), "default": "stop", "help": "at a row that cannot be answered: stop, or say why in the column error"}),
+        (("--resume",), {"action": "store_true", "help": "go on where an interrupted run stopped"}),
+        (("--signature",), {"default": "serving_default", "metavar": "NAME", "help": "of the model; serving_default, when left out"}),
+        (("--batch-size",), {"type": int, "default": 4096, "metavar": "N", "help": "rows computed at once (4096)"}),
+        _REGISTRY, _JSON])}
 
 # %% ../nbs/87_serving_words.ipynb #94ee73bb
 SERVING = {**REGISTRY, **SERVE, **PREDICT, **DEPLOY}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("run", "check", "params", "ls", "graph", "why", "runs", "compare", "report", "note", "sync", "show", "status", "lineage", "get", "gc", "debug", "kernels",
-            "lab", "new", "settings")   # what the README promises
+            "lab", "new", "settings", "models", "promote", "rollback", "retire", "serve", "predict", "deploy", "rollout")   # what the README promises
 MADE = {".venv", ".git", "__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".mypy_cache", ".ruff_cache",
         ".hypothesis", "node_modules", "dist", "build", "wandb"}
 

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlnb.serving.batching import Batcher, BatchLimits, read_limits
+from mlnb.errors import ServingError
+from mlnb.serving.batches import BatchLimits, read_limits
+from mlnb.serving.batching import Batcher
 from mlnb.serving.codes import Refusal
 from mlnb.serving.messages import BatchingParameters, PredictionLog, SignatureDefMap
 from mlnb.serving.tensors import to_tensor
 
-CASES = Path("/work/shared/conformance/tfserving.json")
+CASES = Path(__file__).resolve().parents[2]/"shared/conformance/tfserving.json"
 
 
 def limits(text):
@@ -272,6 +274,22 @@ def test_closing_lets_the_askers_finish_and_refuses_new_ones():
         return [await one for one in asked]
 
     assert values_of(asyncio.run(main())) == [[float(i)] for i in range(5)]
+
+
+def test_a_batcher_outlives_its_loop_but_serves_one_at_a_time():
+    batcher = Batcher(Echo(0.1))
+    assert values_of(ask_together(batcher, floats(1))) == [[1.0]]   # each call is a loop of its own
+    assert values_of(ask_together(batcher, floats(2))) == [[2.0]]
+
+    async def main():
+        asked = asyncio.ensure_future(batcher.answer(floats(3)))
+        await asyncio.sleep(0.01)
+        other = await asyncio.to_thread(ask_together, batcher, floats(4))
+        batcher.close()   # in the loop's thread: nothing to wait for
+        return await asked, other[0]
+
+    mine, other = asyncio.run(main())
+    assert mine["x!"].tolist() == [3.0] and isinstance(other, ServingError)
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -604,7 +622,8 @@ def test_every_kind_of_record_is_replayed(warm, models, tmp_path):
 def test_bad_warm_up_files_fail_the_load_in_upstreams_words(warm):
     assert "INVALID_ARGUMENT: Number of warmup records exceeds the maximum (1000) at " in refused(warm, *[b""] * 1001)
     assert refused(warm, raw=b"these are no records whatever the name of the file says").startswith("DATA_LOSS: corrupted record at 0")
-    assert refused(warm, raw=b"short").endswith(". Please verify your warmup data is in TFRecord format.")
+    assert refused(warm, raw=b"x" * 12).endswith(". Please verify your warmup data is in TFRecord format.")
+    warm(raw=b"short")   # TensorFlow's reader, which is upstream's too, takes less than a header for the end of the file
     assert "INVALID_ARGUMENT: Failed to parse warmup record: " in refused(warm, b"\x12\xff no log")
     warm(record())
     assert "DATA_LOSS: " in refused(warm, raw=lambda data: data[:-3])
@@ -622,7 +641,7 @@ def test_bad_warm_up_files_fail_the_load_in_upstreams_words(warm):
 @needs_tensorflow
 def test_the_wire_cases_about_warm_up(warm):
     if not CASES.is_file():
-        pytest.skip(f"{CASES} is not here: the wire cases are kept outside of the repository")
+        pytest.skip("no ../shared/conformance/tfserving.json beside the checkout")
     cases = [one for one in json.loads(CASES.read_text())["cases"] if one["id"].startswith("w-")]
     assert len(cases) >= 3
     for case in cases:
@@ -683,11 +702,11 @@ def test_reloads_leave_nothing_behind(models):
     gc.freeze()
     try:
         sizes = []
-        for _ in range(60):
+        for _ in range(36):
             servable = load_servable(models / "tabular")
             servable.run("serving_default", {"age": np.zeros(2, "float32"), "plan": np.array([b"red"] * 2, object)})
             servable.close()
             sizes.append(resident_mb())
     finally:
         gc.unfreeze()
-    assert sizes[-1] - sizes[19] < 4, [round(one) for one in sizes[::10]]
+    assert sizes[-1] - sizes[11] < 3, [round(one) for one in sizes[::6]]

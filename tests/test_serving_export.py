@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mlnb.errors import ServingError
+from mlnb.serving.compatibility import breaking_changes
 from mlnb.serving.export import export_model, serialize_examples
-from mlnb.serving.registry import breaking_changes, register
+from mlnb.serving.registry import register
 
 pytestmark = pytest.mark.tensorflow
 ROWS = {

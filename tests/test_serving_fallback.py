@@ -290,3 +290,31 @@ def test_a_file_that_is_none(tmp_path):
     with pytest.raises(ServingError, match="cannot be read"): read_fallbacks(tmp_path / "none.json")
     (tmp_path / "torn.json").write_text('{"m": ')
     with pytest.raises(ServingError, match="cannot be read"): read_fallbacks(tmp_path / "torn.json")
+
+
+def test_behind_the_real_batcher_every_request_gets_its_own_answer():
+    """A model that is sometimes late, computed in batches on a worker thread: real answers belong to their rows, late ones to nobody."""
+    import time
+
+    from mlnb.serving.batching import Batcher
+
+    def run(feeds, outputs):
+        if (feeds["x"] % 50 == 49).any(): time.sleep(0.15)
+        else: time.sleep(0.002)
+        return {"scores": feeds["x"] * 2}
+
+    async def many():
+        batcher, fallback = Batcher(run), Fallback("m", 0.06, [Step("value", {"scores": -1.0}, 0.06)])
+
+        async def request(number):
+            await asyncio.sleep(number * 0.002)
+            answer, mark = await smooth(fallback, lambda: batcher.answer(one(number), None, time.monotonic() + 5), one(number), described=SCORES)
+            return number, float(answer["scores"][0, 0]), mark
+
+        found = await asyncio.gather(*(request(i) for i in range(200)))
+        for number, score, mark in found: assert (score, mark) in ((2 * number, ""), (-1, "value;reason=deadline")), (number, score, mark)
+        marks = [mark for _, _, mark in found]
+        assert set(marks) == {"", "value;reason=deadline"}
+        batcher.close()
+
+    asyncio.run(many())

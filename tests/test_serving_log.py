@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from mlnb.errors import ServingError
 from mlnb.serving import journal as journals
-from mlnb.serving.journal import Entry, Journal, adopt, count_rows, folder_of, kind_of, request_block, whole_blocks
+from mlnb.serving.journal import Journal, Requests, adopt, folder_of, kind_of, request_block, weigh, whole_blocks
 from mlnb.serving.messages import Example
 from mlnb.serving.prediction_log import PredictionLog, is_sampled, iterate_log, join_labels, read_log
 
@@ -169,9 +169,10 @@ def test_what_cannot_be_a_row_is_counted(tmp_path):
     assert read_log(tmp_path)["request_id"].tolist() == ["r0", "r2"]
 
 
-def block(numbers, text="s"):
-    entries = [Entry(f"r{n}", "m", 1, text, {"x": np.array([n])}, {"y": np.array([n])}, 0.0, 1e9 + n, "", 1) for n in numbers]
-    return request_block(entries)
+def block(numbers):
+    requests = Requests("m", 1, "s", ["x"], ["y"])
+    for n in numbers: requests.add(f"r{n}", {"x": np.array([n])}, {"y": np.array([n])}, 1, 1e9 + n, 0.0)
+    return request_block(requests)
 
 
 def test_a_torn_journal_gives_its_whole_blocks(tmp_path):
@@ -247,7 +248,11 @@ def test_a_mask_holds_inside_serialized_examples(tmp_path):
     log.close()
     table = read_log(tmp_path)
     assert table["input.w"][0].tolist() == [1.5, 2] and len(table["input.age"][0]) == 32
-    assert not any(b"Lovelace" in path.read_bytes() for path in tmp_path.rglob("*.parquet"))
+    log = PredictionLog(tmp_path, mask=["name"], hashed=["age"], salt="s")
+    tricky = [*inputs["inputs"], b"", b"\x1a\x01x" + inputs["inputs"][0], b"Lovelace\n"]   # empty, an unknown field first, no Example
+    log.write("t", "m", 1, "classify", {"inputs": np.array(tricky, object)}, {"scores": np.zeros((5, 2))}, 0.0)
+    log.close()
+    assert len(read_log(tmp_path)) == 6 and not any(b"Lovelace" in path.read_bytes() for path in tmp_path.rglob("*.parquet"))
 
 
 arrays = st.sampled_from([np.array([1, 2], "int64"), np.array([[1.5], [2.5]], "float32"), np.zeros((2, 3)), np.array([b"a", b"\xff"], object),
@@ -258,10 +263,11 @@ arrays = st.sampled_from([np.array([1, 2], "int64"), np.array([[1.5], [2.5]], "f
 @given(st.dictionaries(st.text(max_size=5), arrays, max_size=3), st.dictionaries(st.text(max_size=5), arrays, max_size=3))
 def test_any_arrays_become_rows(inputs, outputs):
     """Every shape and type that a signature can have; values survive."""
-    rows = count_rows(inputs, outputs)
-    entries = [Entry(f"r{i}", "m", 1, "s", inputs, outputs, 0.0, 1e9, "", rows) for i in range(2)]
-    assert kind_of(entries[0]) == kind_of(entries[1])
-    found = request_block(entries)
+    rows = weigh(inputs, outputs)[0]
+    requests = Requests("m", 1, "s", inputs, outputs)
+    for i in range(2): requests.add(f"r{i}", inputs, outputs, rows, 1e9, 0.0)
+    assert kind_of(inputs, outputs, rows) == kind_of(dict(inputs), dict(outputs), rows)
+    found = request_block(requests)
     assert found.num_rows == 2 * rows
     for prefix, part in (("input", inputs), ("output", outputs)):
         for name, array in part.items():
@@ -281,6 +287,7 @@ def test_one_log_holds_models_that_differ(tmp_path):
     assert table["request_id"].tolist() == [f"r{i}" for i in reversed(range(6))]
     assert set(table["model"]) == {"a", "../b"} and all(path.is_relative_to(tmp_path) for path in tmp_path.rglob("*"))
     assert sum(len(part) for part in iterate_log(tmp_path, "a", rows=1)) == 4
+    assert read_log(tmp_path, signature="t").empty and len(read_log(tmp_path, signature="s", columns=["version"])) == 6
     late = read_log(tmp_path, "a", start=pd.Timestamp(1.7e9 - 2, unit="s"), end=pd.Timestamp(1.7e9, unit="s", tz="UTC"), columns=["version"])
     assert late.columns.tolist() == ["time", "version"] and late["version"].tolist() == [2]
     with pytest.raises(ServingError, match="no time"): read_log(tmp_path, start="yesterday-ish")

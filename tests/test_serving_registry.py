@@ -50,7 +50,7 @@ def test_processes_that_register_at_once_get_a_number_each(tmp_path):
     assert {one["digest"] for one in versions} == {digest_folder(one) for group in exports for one in group}
     for one in versions:
         assert digest_folder(Path(one["folder"])) == one["digest"]
-    assert read_aliases(tmp_path / "registry", "m") == {"champion": 1}
+    assert read_aliases(tmp_path / "registry", "m") == {"champion": 1, "challenger": 16}
 
 
 def test_processes_that_register_the_same_export_share_one_version(tmp_path):
@@ -101,6 +101,54 @@ def test_lineage_and_every_other_field_is_kept(tmp_path):
     found = json.loads((tmp_path / "registry" / "m" / "records" / "1.json").read_text())
     assert (found["lineage"], found["card"]) == (record["lineage"], "text")
     assert found["number"] == 1 and found["digest"] == digest_folder(tmp_path / "e")
+
+
+def test_a_record_tells_size_digests_and_twins(tmp_path):
+    export = make_export(tmp_path / "e", "x")
+    twin = {"format": 1, "accepted": False, "reason": "no such operation", "inputs": {"age": "age"}}
+    write_json(export / "assets.extra" / "onnx" / "twin.json", twin)
+    version = register(tmp_path / "registry", "m", export, {"cost": {"latency_ms": 0.4}, "tracking": {"wandb_artifact": "a:sha256-1"}})
+    assert version["size_bytes"] == sum(path.stat().st_size for path in export.rglob("*") if path.is_file())
+    assert set(version["files"]) == {path.relative_to(export).as_posix() for path in export.rglob("*") if path.is_file()}
+    assert (version["twins"]["onnx"]["reason"], version["twins"]["onnx"]["accepted"]) == ("no such operation", False)
+    assert (version["cost"], version["tracking"]) == ({"latency_ms": 0.4}, {"wandb_artifact": "a:sha256-1"})
+
+
+def fares(folder, unit=1.0, words=("a", "b"), missing=0.1, label="tip", rows=2000):
+    """An export whose schema has one number and one word."""
+    make_export(folder, f"{unit} {words} {missing} {label} {rows}")
+    number = {"input": "fare", "role": "feature", "kind": "numeric", "missing": missing, "min": 0.0, "max": 90 * unit, "mean": 12 * unit, "std": 9 * unit}
+    levels = [[word, rows // len(words)] for word in words]
+    word = {"input": "plan", "role": "feature", "kind": "category", "missing": 0.0, "levels": levels, "distinct": len(words)}
+    write_json(folder / "assets.extra" / "input_schema.json", {"rows": rows, "columns": [number, word], "label": {"name": label}})
+    return folder
+
+
+@pytest.mark.parametrize(("change", "version", "told"), [
+    ({"rows": 1999}, "1.0.1", ""),
+    ({"unit": 1.2}, "1.0.1", ""),
+    ({"words": ("a", "b", "c")}, "1.0.1", ""),
+    ({"missing": 0.3}, "1.0.1", ""),
+    ({"unit": 0.15}, "2.0.0", "fare saw 0 to 90, now 0 to 13.5"),
+    ({"unit": 1000.0}, "2.0.0", "another unit?"),
+    ({"words": ("a",)}, "2.0.0", "plan does not know 'b' any more"),
+    ({"missing": 0.0}, "2.0.0", "fare may not be missing any more"),
+    ({"label": "fare"}, "2.0.0", "the label was tip, is fare"),
+], ids=str)
+def test_what_a_request_means_is_part_of_the_version(tmp_path, change, version, told):
+    register(tmp_path / "registry", "m", fares(tmp_path / "one"))
+    added = register(tmp_path / "registry", "m", fares(tmp_path / "two", **change))
+    assert added["version"] == version and told in "\n".join(added["breaking_changes"])
+
+
+def test_a_version_is_named_after_the_retired_ones_too(tmp_path):
+    from mlnb.serving.promotion import retire
+
+    register(tmp_path / "registry", "m", fares(tmp_path / "one"))
+    register(tmp_path / "registry", "m", fares(tmp_path / "two", unit=0.05))
+    retire(tmp_path / "registry", "m", 2)
+    assert register(tmp_path / "registry", "m", fares(tmp_path / "three", unit=0.055))["version"] == "2.0.1"
+    assert register(tmp_path / "registry", "m", fares(tmp_path / "four", rows=2001))["version"] == "3.0.0"
 
 
 def test_a_registry_that_cannot_be_written_says_so(tmp_path):

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Access', 'access_line', 'AccessLog']
 
-# %% ../../nbs/serving/54_access_log.ipynb #6fa35e86
+# %% ../../nbs/serving/54_access_log.ipynb #33cea4ae
 import json
 import os
 import sys
 import threading
 from collections import deque
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import IO, NamedTuple
 from ..errors import ServingError
 
 # %% ../../nbs/serving/54_access_log.ipynb #a85165aa
@@ -46,7 +46,7 @@ def access_line(
     if access.fallback: facts["fallback"] = access.fallback
     return json.dumps({name: value for name, value in facts.items() if value not in ("", None)}, separators=(",", ":"))
 
-# %% ../../nbs/serving/54_access_log.ipynb #4424e1e2
+# %% ../../nbs/serving/54_access_log.ipynb #4e0e21cc
 class AccessLog:
     "A file of lines that never keeps a request waiting."
     def __init__(
@@ -56,9 +56,10 @@ class AccessLog:
         every_seconds:float=0.25, # between two writes; above 0
     ):
         self.place, self.most, self.every_seconds = place, most, every_seconds
-        self.waiting, self.dropped, self._file, self._stop = deque(), 0, None, threading.Event()
+        self.waiting: deque[Access] = deque()
+        self.dropped, self._stop = 0, threading.Event()
         self._lock = threading.Lock()
-        self._open()
+        self._file: IO[str]|None = self._open()
         self._thread = threading.Thread(target=self._write_on, name="access-log", daemon=True)
         self._thread.start()
 
@@ -79,13 +80,11 @@ class AccessLog:
         "Write what waits now."
         with self._lock: self._write()
 
-    def _open(self) -> None:
-        if self.place == "-":
-            self._file = sys.stderr
-            return
-        try: self._file = open(self.place, "a", encoding="utf-8")
+    def _open(self) -> IO[str]:
+        if self.place == "-": return sys.stderr
+        try: return open(self.place, "a", encoding="utf-8")  # noqa: SIM115 - it stays open
         except OSError as e:
-            raise ServingError("the access log cannot be written", where=self.place, got=e.strerror, cure="give --access_log another file, or '-'") from e
+            raise ServingError("the access log cannot be written", where=self.place, got=e.strerror, cure="give --access-log another file, or '-'") from e
 
     def _moved(self) -> bool:
         try: there, here = os.stat(self.place), os.fstat(self._file.fileno())
@@ -101,7 +100,7 @@ class AccessLog:
         try:
             if self.place != "-" and self._moved():
                 self._file.close()
-                self._open()
+                self._file = self._open()
             self._file.write("\n".join(lines) + "\n")
             self._file.flush()
         except (OSError, ServingError, ValueError): self.dropped += len(lines)

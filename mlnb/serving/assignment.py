@@ -84,7 +84,7 @@ def assign(
                            cure="give the champion's answer and leave this user out of the analysis")
     return min(good, key=lambda version: (-math.log(_draw(experiment, version, key)) / good[version], version))
 
-# %% ../../nbs/serving/73_assignment.ipynb #e76a70bd
+# %% ../../nbs/serving/73_assignment.ipynb #1f742183
 class Split(NamedTuple):
     "How the users came in, against the plan."
     p_value: float    # chi-squared, for one look
@@ -103,8 +103,9 @@ def check_split(
     names = [name for name, weight in weights.items() if weight > 0]
     seen, plan = np.array([users.get(name, 0) for name in names], float), np.array([weights[name] for name in names], float)
     plan, total = plan / plan.sum(), seen.sum()
-    words = ", ".join(f"{name} {count:,.0f} ({count / total:.2%}, planned {part:.2%})" for name, count, part in zip(names, seen, plan, strict=True)) if total else ""
-    if not total or len(names) < 2: return Split(1.0, 0.0, False, words or "no users yet")
+    if not total: return Split(1.0, 0.0, False, "no users yet")
+    words = ", ".join(f"{name} {count:,.0f} ({count / total:.2%}, planned {part:.2%})" for name, count, part in zip(names, seen, plan, strict=True))
+    if len(names) < 2: return Split(1.0, 0.0, False, words)
     from scipy.special import gammaln
     from scipy.stats import chi2
     prior = plan * len(names)
@@ -113,7 +114,7 @@ def check_split(
     wrong = log_e >= math.log(1 / alpha)
     return Split(p_value, log_e, wrong, words + ("; this is not the planned split, read no result" if wrong else ""))
 
-# %% ../../nbs/serving/73_assignment.ipynb #4edab510
+# %% ../../nbs/serving/73_assignment.ipynb #5862a524
 class Effect(NamedTuple):
     "The new version against the old one, per user."
     users: tuple[int, int]             # of the new and of the old version
@@ -141,7 +142,7 @@ def compare_arms(
     old:Sequence[float],          # of the old version
     alpha:float=0.05,             # of the intervals and of the evidence
     new_before:Sequence[float]|None=None, # the same users' values before the experiment: CUPED
-    old_before:Sequence[float]|None=None,
+    old_before:Sequence[float]|None=None, # both or neither
     share:float=0.5,              # of the users that was planned for the new version, in (0, 1)
 ) -> Effect:                      # raises `ServingError` below two users, and for values that are NaN
     "What an A/B test found."

@@ -81,20 +81,23 @@ def learn(
     arms[version] = arm._replace(seen=arm.seen + count, total=arm.total + count * reward, squares=arm.squares + count * reward * reward)
     return bandit._replace(arms=arms)
 
-# %% ../../nbs/serving/75_bandits.ipynb #68505d01
+# %% ../../nbs/serving/75_bandits.ipynb #356b1c5a
 def _thompson(arms, random, draws):
     seen = np.array([arm.seen for arm in arms.values()])
     good = np.clip([arm.total for arm in arms.values()], 0, seen)
     return random.beta(1 + good, 1 + seen - good, (draws, len(seen)))
 
 def _gaussian(arms, random, draws):
-    "Student's t around each mean; wide where fewer than two rewards are known."
+    "Student's t around each mean, its variance at least that of all rewards together; wide below two rewards."
+    seen, total, squares = (np.array([getattr(arm, name) for arm in arms.values()]) for name in ("seen", "total", "squares"))
+    n = max(seen.sum(), 1.0)
+    common = max(squares.sum() / n - (total.sum() / n) ** 2, 1e-12)
     columns = []
-    for arm in arms.values():
-        mean = arm.total / arm.seen if arm.seen else 0.0
-        spread = max(0.0, arm.squares - arm.seen * mean * mean)
-        if arm.seen < 2: columns.append(np.where(random.random(draws) < 0.5, np.inf, -np.inf))
-        else: columns.append(mean + random.standard_t(arm.seen, draws) * math.sqrt(max(spread, 1e-12)) / arm.seen)
+    for count, mine, square in zip(seen, total, squares, strict=True):
+        if count < 2: columns.append(np.where(random.random(draws) < 0.5, np.inf, -np.inf))
+        else:
+            spread = max(common, (square - mine * mine / count) / count)     # two equal rewards are no certainty
+            columns.append(mine / count + random.standard_t(count, draws) * math.sqrt(spread / count))
     return np.stack(columns, axis=1)
 
 def _bounds(arms):

@@ -62,12 +62,12 @@ def check_plan(
         if not good: raise ServingError(f"a canary cannot have this {name}", got=getattr(plan, name), expected=expected)
     return plan
 
-# %% ../../nbs/serving/71_canary.ipynb #49c334d8
+# %% ../../nbs/serving/71_canary.ipynb #d2e4703e
 def bucket_counts(
     running:Sequence[float],  # requests at most as slow as each bound, and in all: Prometheus' `le` series
 ) -> tuple[float, ...]:       # requests in each bucket
     "From running sums to counts."
-    return tuple(b - a for a, b in zip((0, *running[:-1]), running, strict=True))
+    return tuple(b - a for a, b in zip((0, *running), running, strict=False))
 
 def counted_since(
     before:VersionCounts,  # an earlier reading of one process
@@ -102,7 +102,7 @@ def _same_bounds(one, other):
         raise ServingError("latencies were counted in different buckets", got=f"{other.latency_bounds_seconds[:3]}...",
                            expected=f"{one.latency_bounds_seconds[:3]}...", cure="read both versions from the same kind of server")
 
-# %% ../../nbs/serving/71_canary.ipynb #4e4cccbe
+# %% ../../nbs/serving/71_canary.ipynb #850a5684
 class StepTest(NamedTuple):
     "One question, as it stands now."
     name: str          # "errors", "latency" or "quality"
@@ -110,6 +110,7 @@ class StepTest(NamedTuple):
     log_limit: float   # from where on it is proof
     canary: float      # figure of the canary
     champion: float    # figure of the champion
+    lean: float        # standard errors beyond what is allowed: a first impression, no proof
     text: str          # both, for people
 
     def proven(self) -> bool:
@@ -121,9 +122,9 @@ class StepTest(NamedTuple):
         odds = math.exp(min(self.log_e, 27.0))
         known = {name: value if math.isfinite(value) else None for name, value in (("canary", self.canary), ("champion", self.champion))}
         return {"test": self.name, **known, "evidence": float(f"{odds:.3g}"), "limit": float(f"{math.exp(self.log_limit):.3g}"),
-                "proven": self.proven(), "text": self.text}
+                "proven": self.proven(), "lean": round(self.lean, 2) if math.isfinite(self.lean) else None, "text": self.text}
 
-# %% ../../nbs/serving/71_canary.ipynb #c061d869
+# %% ../../nbs/serving/71_canary.ipynb #b0527afc
 def _limit(plan, step):
     "What the evidence of one test in one step must reach."
     steps, judged = len(plan.steps), 1 + (plan.latency_ratio > 0) + (plan.quality_margin >= 0)
@@ -132,13 +133,18 @@ def _limit(plan, step):
 
 def _design(share): return share if share < 1 else 0.5   # at the last step the champion's counts are older ones
 
+def _lean(figure, other, margin, variance): return (figure - other - margin) / math.sqrt(variance) if variance > 0 else 0.0
+
+def _rate_variance(rate, n): return (rate * n + 0.5) / (n + 1) * (1 - (rate * n + 0.5) / (n + 1)) / n   # also for no events
+
 def _percent(value): return f"{value:.1%}" if value >= 0.0995 or value == 0 else f"{value:.2%}"
 
 def _errors_test(plan, share, champion, canary, limit):
     log_e = event_evidence(canary.errors, canary.requests, champion.errors, champion.requests, share, plan.error_margin)
-    rates = [one.errors / one.requests if one.requests else math.nan for one in (canary, champion)]
+    rates = [one.errors / one.requests for one in (canary, champion)]
+    lean = _lean(*rates, plan.error_margin, _rate_variance(rates[0], canary.requests) + _rate_variance(rates[1], champion.requests))
     text = f"error rate {_percent(rates[0])} against {_percent(rates[1])} (allowed: {_percent(plan.error_margin)} more)"
-    return StepTest("errors", log_e, limit, *rates, text)
+    return StepTest("errors", log_e, limit, *rates, lean, text)
 
 def _milliseconds(seconds): return "over all buckets" if math.isinf(seconds) else f"{seconds * 1000:.3g} ms"
 
@@ -150,7 +156,8 @@ def _latency_test(plan, share, champion, canary, limit):
     if math.isfinite(found.bound):
         text += (f"; {_percent(found.share)} slower than {_milliseconds(found.bound)} where {_percent(found.other_share)} "
                  "would be allowed")
-    return StepTest("latency", found.log_e, limit, found.quantile, found.other_quantile, text)
+    noise = _rate_variance(found.share, sum(canary.latency_counts)) + _rate_variance(found.other_share, sum(champion.latency_counts))
+    return StepTest("latency", found.log_e, limit, found.quantile, found.other_quantile, _lean(found.share, found.other_share, 0, noise), text)
 
 def _quality_test(plan, share, champion, canary, limit):
     samples = [sample_of(one.quality_count, one.quality_sum, one.quality_squares) for one in (canary, champion)]
@@ -160,7 +167,8 @@ def _quality_test(plan, share, champion, canary, limit):
         lost = [min(max((high - s.mean) * s.size / (high - low), 0.0), s.size) for s in samples]
         log_e = event_evidence(lost[0], samples[0].size, lost[1], samples[1].size, share, plan.quality_margin / (high - low))
     else: log_e = mean_evidence(*(s._replace(mean=-s.mean) for s in samples), plan.quality_margin)
-    return StepTest("quality", log_e, limit, samples[0].mean, samples[1].mean, text)
+    lean = _lean(samples[1].mean, samples[0].mean, plan.quality_margin, sum(s.variance / s.size for s in samples))
+    return StepTest("quality", log_e, limit, samples[0].mean, samples[1].mean, lean, text)
 
 # %% ../../nbs/serving/71_canary.ipynb #a51752b0
 def step_tests(
@@ -209,7 +217,7 @@ def _missing(plan, step, champion, canary, elapsed):
         return "hold", f"{plan.min_labels - canary.quality_count:,} more labels of the canary's answers are needed"
     return "", ""
 
-# %% ../../nbs/serving/71_canary.ipynb #ca70ead6
+# %% ../../nbs/serving/71_canary.ipynb #2bfd05ae
 def judge_step(
     plan:CanaryPlan,         # what must hold
     step:int,                # index in `plan.steps`, from 0
@@ -233,6 +241,7 @@ def judge_step(
     if worst and worst.proven(): return Decision("abort", f"{worst.text}, after {canary.requests:,} requests to the canary", facts)
     action, words = _missing(plan, step, champion, canary, elapsed_seconds)
     if action: return Decision(action, words, facts)
-    if worst and worst.log_e > 0: return Decision("hold", f"not proven, but it leans against the canary: {worst.text}", facts)
+    bad = next((test for test in tests if test.lean > 1), None)
+    if bad: return Decision("hold", f"not proven, but it looks bad: {bad.text}", facts)
     held = "; ".join(test.text for test in tests) or "nothing to compare with"
     return Decision("finish" if step == len(plan.steps) - 1 else "advance", f"{canary.requests:,} requests held: {held}", facts)

@@ -74,10 +74,11 @@ class Reply(NamedTuple):
 
 _NOBODY = "start one: mlnb serve, or mend the address"
 
-# %% ../../nbs/serving/65_client_doors.ipynb #2eceb892
+# %% ../../nbs/serving/65_client_doors.ipynb #84b844d6
 def _code_of(status):
     "The code that an HTTP status most likely stands for."
-    return next((name for name, code in CODES.items() if code.http == status), "INTERNAL" if status >= 500 else "INVALID_ARGUMENT")
+    if status == 500: return "INTERNAL"
+    return next((name for name, code in CODES.items() if code.http == status), "INTERNAL" if status > 500 else "INVALID_ARGUMENT")
 
 def _said(body):
     "What the server said of an error: the text in its JSON, or the beginning of the page that it is."
@@ -89,7 +90,7 @@ def _seconds(text):
     try: return min(60.0, max(0.0, float(text)))
     except ValueError: return 0.0
 
-# %% ../../nbs/serving/65_client_doors.ipynb #146c2ff0
+# %% ../../nbs/serving/65_client_doors.ipynb #adfe9940
 class RestDoor:
     "A pool of connections to one HTTP server; any number of threads may use it."
 
@@ -134,7 +135,7 @@ class RestDoor:
 
     def _read(self, answer, until):
         parts, left = [], until - time.monotonic()
-        for part in answer.stream(1 << 18):
+        while part := answer.read1(1 << 18):
             parts.append(part)
             if time.monotonic() > until:
                 answer.close()

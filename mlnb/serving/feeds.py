@@ -26,7 +26,7 @@ class Signature(NamedTuple):
     outputs: dict[str, Slot]
     method: str                    # such as "tensorflow/serving/predict"
 
-# %% ../../nbs/serving/52_feeds.ipynb #f6b25e2b
+# %% ../../nbs/serving/52_feeds.ipynb #0a16de72
 def _missing(value): return value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value))
 
 def _text(value):
@@ -52,18 +52,24 @@ def _one_by_one(values, kind, name):
     if kind.kind not in words: raise ServingError(f"column '{name}' cannot be sent", got=f"a tensor of {kind}")
     flat = np.empty(values.size, kind)
     for place, value in enumerate(values.reshape(-1).tolist()):
-        try: flat[place] = _truth(value) if kind.kind == "b" else _number(value, kind.kind in "iu")
+        try:
+            with np.errstate(over="ignore"): flat[place] = _truth(value) if kind.kind == "b" else _number(value, kind.kind in "iu")
         except (ValueError, TypeError, OverflowError) as e:
             row = place // max(1, values.size // max(1, len(values)))
             raise ServingError(f"column '{name}' does not fit the model", where=f"row {row}", got=repr(value)[:80], expected=words[kind.kind]) from e
     return flat.reshape(values.shape)
+
+def _mixed(values):
+    "Would numpy bring these into one type by itself?"
+    kinds = set(map(type, values))
+    return bool(kinds & {str, bytes, bool, type(None)}) and len(kinds) > 1
 
 def _cast(values, slot, name):
     "A column as an array of the signature's type and shape."
     try: kind = find_dtype(slot.dtype)
     except Refusal as e: raise ServingError(f"column '{name}' cannot be sent", got=e.message) from e
     if not isinstance(values, np.ndarray):
-        try: values = np.array(values, object) if kind.kind == "O" else np.array(values)
+        try: values = np.array(values, object if kind.kind == "O" or _mixed(values) else None)
         except ValueError as e: raise ServingError(f"the rows of column '{name}' differ in length", got=str(e)) from e
     if kind.kind == "O":
         flat = np.empty(values.size, object)

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['READ_SECONDS', 'LINGER_SECONDS', 'HttpProtocol']
 
-# %% ../../nbs/serving/57_http_protocol.ipynb #c22ca491
+# %% ../../nbs/serving/57_http_protocol.ipynb #8e699069
+import re
+from asyncio import TimerHandle
 from typing import Any
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from .json_write import write_error
 
 # %% ../../nbs/serving/57_http_protocol.ipynb #aecdbbb6
@@ -18,14 +20,22 @@ def _plain(status, message):
     return b"".join([b"HTTP/1.1 ", status, b"\r\ncontent-type: application/json\r\ncontent-length: ", b"%d" % len(body),
                      b"\r\nconnection: close\r\n\r\n", body])
 
-# %% ../../nbs/serving/57_http_protocol.ipynb #f014a2af
+# %% ../../nbs/serving/57_http_protocol.ipynb #3ae4c4e5
+_UPGRADE = re.compile(rb"\r\n[Uu][Pp][Gg][Rr][Aa][Dd][Ee]:")
+
+def _without_upgrade(data):
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-not-taken:", head) + end + rest
+
+# %% ../../nbs/serving/57_http_protocol.ipynb #947c2264
 class HttpProtocol(HttpToolsProtocol):
     "One connection."
     read_seconds, linger_seconds = READ_SECONDS, LINGER_SECONDS
 
     def __init__(self, *given:Any, **named:Any):
         super().__init__(*given, **named)
-        self._whole, self._clock, self._deaf, self._last = True, None, False, False
+        self._whole, self._headed, self._deaf, self._last = True, True, False, False
+        self._clock: TimerHandle|None = None
 
     def connection_made(self, transport: Any) -> None:
         "Somebody connected, and should now say something."
@@ -41,6 +51,7 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         "Bytes came."
         if self._deaf: return
+        if self._whole and _UPGRADE.search(data, 0, 4096): data = _without_upgrade(data)
         super().data_received(data)
         if self.transport.is_closing(): return
         if not self._whole: self._clock = self._clock or self.loop.call_later(self.read_seconds, self._too_slow)
@@ -51,7 +62,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         "A request begins."
-        self._whole = False
+        self._whole = self._headed = False
         super().on_message_begin()
 
     def on_message_complete(self) -> None:
@@ -62,6 +73,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         "A request says what it is."
         super().on_headers_complete()
+        self._headed = True
+        if self.cycle is not None: self.scope["extensions"] = {"mlnb.answer": {"protocol": self, "cycle": self.cycle}}
         if self._last and self.cycle is not None: self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
@@ -69,10 +82,23 @@ class HttpProtocol(HttpToolsProtocol):
         self._last = True
         if self._whole or not self._idle(): super().shutdown()
 
+    def answer(self, cycle:Any, status:int, headers:bytes, body:bytes) -> bool:
+        "Write a whole answer at once; False when the client does not read fast enough, and the long way must be taken."
+        if self.flow.write_paused or cycle.response_started: return False
+        if cycle.disconnected: return True
+        cycle.response_started = cycle.response_complete = True
+        date = b"".join([b"%b: %b\r\n" % one for one in self.server_state.default_headers])
+        end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join([STATUS_LINE[status], date, headers, end, b"" if cycle.scope["method"] == "HEAD" else body]))
+        cycle.message_event.set()
+        if not cycle.keep_alive: self.transport.close()
+        cycle.on_response()
+        return True
+
     def eof_received(self) -> Any:
         "The client will send nothing more; True keeps the connection open for the answer."
         if self._idle() or not self._whole or self.scheme == "https": return None
-        for cycle in [self.cycle, *(cycle for cycle, _ in self.pipeline)]: cycle.keep_alive = False
+        self.cycle.keep_alive = False   # the newest one: those before it are answered first
         return True
 
     def on_response_complete(self) -> None:
@@ -85,10 +111,11 @@ class HttpProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         "What came is no HTTP."
         self._deaf = True
-        if not self._idle() and self._whole:
-            self.cycle.keep_alive = False
-            return
-        self._finish(b"400 Bad Request", msg)
+        if not self._answers_earlier(): return self._finish(b"400 Bad Request", msg)
+        if self.pipeline and self._headed and not self._whole: self.pipeline.popleft()
+        elif self.cycle is not None: self.cycle.keep_alive = False
+        self._clock = self._clock or self.loop.call_later(self.linger_seconds, self._too_slow)
+        return None
 
     def timeout_keep_alive_handler(self) -> None:
         "Nothing came for long; what the client did not read by now it never will."
@@ -96,10 +123,14 @@ class HttpProtocol(HttpToolsProtocol):
         else: super().timeout_keep_alive_handler()
 
     def _unsupported_upgrade_warning(self) -> None:
-        # the parser stops at an upgrade that nobody makes: answer this request, and let the client come again
+        # the parser stops at an upgrade (CONNECT is one): answer this request, and let the client come again
         if self.cycle is not None: self.cycle.keep_alive = False
 
     def _idle(self) -> bool: return self.cycle is None or self.cycle.response_complete
+
+    def _answers_earlier(self) -> bool:
+        "Is an earlier request than the one that is coming in still being answered?"
+        return bool(self.pipeline) or not self._idle() and (self._whole or not self._headed)
 
     def _stop_clock(self) -> None:
         if self._clock is not None:
@@ -108,8 +139,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._clock = None
-        if self._whole and not self._idle() or self.transport.is_closing(): return
-        if self._whole or self._idle() and self.cycle is not None: self.transport.close()   # never said anything, or was answered
+        if self.transport.is_closing(): return
+        if self._answers_earlier(): self._clock = self.loop.call_later(self.read_seconds, self._too_slow)
+        elif self._whole or self._deaf or self._idle() and self.cycle is not None: self.transport.close()   # never said anything, or was answered
         else: self._finish(b"408 Request Timeout", f"The request did not arrive within {self.read_seconds:g} s")
 
     def _finish(self, status, message):

@@ -5,23 +5,22 @@
 # %% auto #0
 __all__ = ['read_examples']
 
-# %% ../../nbs/serving/35_json_examples.ipynb #ffbc33f6
+# %% ../../nbs/serving/35_json_examples.ipynb #6bb97bbb
 from collections.abc import Mapping
 from typing import Any
 from .codes import Refusal
 from .json_read import decode_bytes, is_bytes_object
-from .json_scan import show
+from .json_scan import kind_of, show
 from .messages import Example
 
-# %% ../../nbs/serving/35_json_examples.ipynb #86f4f135
+# %% ../../nbs/serving/35_json_examples.ipynb #f91d8623
 _LISTS = {float: "float_list", int: "int64_list", bool: "int64_list", str: "bytes_list", dict: "bytes_list"}
 _KINDS = {"float_list": "float", "int64_list": "int64", "bytes_list": "bytes"}
-_ODD = {type(None): "Null", dict: "Object", list: "Array"}
 
 def _read_value(name, value, kind):
     "One value of a feature, as the list of this kind holds it."
-    if type(value) in _ODD and not is_bytes_object(value):
-        raise Refusal("INVALID_ARGUMENT", f"Feature: {name} has element with unexpected JSON type: {_ODD[type(value)]}")
+    if isinstance(value, dict | list | type(None)) and not is_bytes_object(value):
+        raise Refusal("INVALID_ARGUMENT", f"Feature: {name} has element with unexpected JSON type: {kind_of(value)}")
     if _LISTS[type(value)] != kind:
         raise Refusal("INVALID_ARGUMENT", f"Unexpected element type in feature: {name} expecting type: {_KINDS[kind]}")
     if isinstance(value, dict): return decode_bytes(value)
@@ -40,12 +39,11 @@ def _add_feature(features, name, content):
         read = [_read_value(name, value, kind) for value in values]
         getattr(feature, kind).value.extend(read)
 
-# %% ../../nbs/serving/35_json_examples.ipynb #a2f6a091
+# %% ../../nbs/serving/35_json_examples.ipynb #c92f1f89
 def _read_example(content):
     "The `tf.Example` of a JSON object."
     if not isinstance(content, dict):
-        word = {str: "String", list: "Array", type(None): "Null", bool: str(content)}.get(type(content), "Number")
-        raise Refusal("INVALID_ARGUMENT", f"Example must be JSON object but got JSON {word}")
+        raise Refusal("INVALID_ARGUMENT", f"Example must be JSON object but got JSON {kind_of(content)}")
     example = Example()
     features = example.features.feature
     for name, values in content.items():

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['lite_runner', 'add_lite_twin']
 
-# %% ../../nbs/serving/15_lite_twin.ipynb #265459b4
+# %% ../../nbs/serving/15_lite_twin.ipynb #242c8c70
 import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np
 from ..errors import missing_extra
 from .parity import Twin, compare_twin, keep_twin
 from ..training.quiet import import_quietly, quiet
 
-# %% ../../nbs/serving/15_lite_twin.ipynb #1c592f8e
+# %% ../../nbs/serving/15_lite_twin.ipynb #ac8d0717
 @contextmanager
 def _silence():
     "Keep what C++ writes to the error stream off the page."
@@ -35,9 +35,9 @@ def _reason(error):
     "What a person needs of the converter's message."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     lacking = next((line.split(":", 1)[1].strip() for line in lines if line.startswith(("TF Select ops:", "Custom ops:"))), "")
+    native = next((line for line in lines if "is neither a custom op nor a flex op" in line), "")
+    lacking = lacking or native.rpartition("' op ")[0].rpartition("'")[2].removeprefix("tf.")
     if lacking: return f"it cannot be converted: LiteRT has no {lacking}, and ai-edge-litert carries no TensorFlow kernels"
-    native = [line for line in lines if "is neither a custom op nor a flex op" in line]
-    if native: return f"it cannot be converted: LiteRT has no {native[0].rsplit(chr(39), 2)[1].removeprefix('tf.')}, and ai-edge-litert carries no TensorFlow kernels"
     return f"it cannot be converted: {lines[0][:300]}"
 
 def _converted(folder):
@@ -48,7 +48,7 @@ def _converted(folder):
         except Exception as e:  # noqa: BLE001 - the converter's errors share no base
             return _reason(e)
 
-# %% ../../nbs/serving/15_lite_twin.ipynb #0e978c00
+# %% ../../nbs/serving/15_lite_twin.ipynb #2140b156
 def lite_runner(
     model:bytes|str|Path,  # a LiteRT model, or its file
 ) -> object:               # a function: rows by input name to outputs by name
@@ -57,11 +57,14 @@ def lite_runner(
     except ImportError as e: raise missing_extra("ai-edge-litert", "edge", "a LiteRT twin") from e
     content = model if isinstance(model, bytes) else Path(model).read_bytes()
     with _silence(): runner = Interpreter(model_content=content, num_threads=1).get_signature_runner("serving_default")
+    names, first = list(runner.get_input_details()), [True]
     def cast(values):
         if values.dtype != object: return values
         return np.array([v if isinstance(v, bytes) else v.encode() for v in values.reshape(-1)], object).reshape(values.shape)
     def run(rows):
-        with _silence(): found = runner(**{name: cast(rows[name]) for name in runner.get_input_details()})
+        given = {name: cast(rows[name]) for name in names}
+        with _silence() if first else nullcontext(): found = runner(**given)
+        first.clear()
         return {name: np.array(values) for name, values in found.items()}
     return run
 

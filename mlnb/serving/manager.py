@@ -95,14 +95,14 @@ def _problem_of(error):
     if isinstance(error, FileNotFoundError): return "NOT_FOUND", str(error)
     return "INTERNAL", f"{type(error).__name__}: {error}"
 
-# %% ../../nbs/serving/47_manager.ipynb #2d3259ad
+# %% ../../nbs/serving/47_manager.ipynb #a6452bc3
 class Manager:
     "Loads, lends and unloads the versions of the configured models."
 
     def __init__(
         self,
         load:Callable[[str, int, Path], Any],   # (model, version, folder) -> something with close(); called on a thread
-        poll_seconds:float=1.0,                 # between two looks at the folders; 0: look only when told to
+        poll_seconds:float=1.0,                 # between two looks at the folders; 0 or less: look only when told to
         load_retries:int=5,                     # further attempts after a load that failed
         retry_seconds:float=60.0,               # between two attempts
         labels_for_unavailable:bool=False,      # may a new label point to a version that is not available?
@@ -122,7 +122,7 @@ class Manager:
         self._platforms: dict[str, str] = {}
         self._applied = self._stopping = False
         self._tasks: dict[str, queue.SimpleQueue] = {"load": queue.SimpleQueue(), "close": queue.SimpleQueue()}
-        work = [("mlnb-manager", self._run)] + [(f"mlnb-load-{number}", self._load) for number in range(load_threads)]
+        work = [("mlnb-manager", self._run)] + [(f"mlnb-load-{number}", self._load) for number in range(max(1, load_threads))]
         self._threads = [threading.Thread(target=one, name=name, daemon=True) for name, one in [*work, ("mlnb-close", self._close)]]
         for thread in self._threads: thread.start()
 
@@ -166,7 +166,8 @@ class Manager:
             with self._changed: models = [(model, model.facts) for model in self._fleet.models.values() if model.facts]
             looks = [self._look_at(model, facts) for model, facts in models]
             with self._changed:
-                self._poll_at = self._clock() + min(self.poll_seconds or float("inf"), self.settle_seconds if any(looks) else float("inf"))
+                pause = self.poll_seconds if self.poll_seconds > 0 else float("inf")
+                self._poll_at = self._clock() + (min(pause, self.settle_seconds) if any(looks) else pause)
                 self._step()
         self._wake.set()
 

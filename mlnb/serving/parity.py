@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['edge_rows', 'difference', 'Twin', 'compare_twin', 'keep_twin', 'read_twins']
 
-# %% ../../nbs/serving/13_parity.ipynb #5baa10b5
+# %% ../../nbs/serving/13_parity.ipynb #1b490515
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +63,7 @@ def difference(
         apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.where(np.isnan(apart), np.inf, apart))
     return apart.reshape(len(expected), -1).max(axis=1, initial=0.0)
 
-# %% ../../nbs/serving/13_parity.ipynb #5aebd552
+# %% ../../nbs/serving/13_parity.ipynb #55993c6d
 class Twin(NamedTuple):
     "What is known of a model's copy for another runtime."
     kind: str               # "onnx", "lite" or "js": its folder below `assets.extra`
@@ -76,13 +77,14 @@ class Twin(NamedTuple):
     inputs: dict = {}       # name of the signature -> name in the twin
     outputs: dict = {}      # the same for outputs
     runtime: str = ""       # what it was compared on, such as "onnxruntime 1.31.1"
+    latency_ms: float = 0.0 # of one row, the median of some calls on one thread
 
     def as_dict(self) -> dict:
         "JSON, as kept in `twin.json`; an infinite difference becomes null."
         known = self._asdict() | {"format": 1, "signature": "serving_default"}
         return known | {"difference": self.difference if np.isfinite(self.difference) else None}
 
-# %% ../../nbs/serving/13_parity.ipynb #5cbecbcc
+# %% ../../nbs/serving/13_parity.ipynb #3a56fa3f
 def _shown(value): return repr(_text(value)[:40]) if isinstance(value, str | bytes) else f"{np.asarray(value).reshape(-1)[0]:.6g}"
 
 def _answered(ask, rows):
@@ -114,7 +116,16 @@ def _gap(served, run, rows, real):
     worst = int(apart.argmax())
     return float(apart[worst]), _where(rows, int(kept[worst]), real), len(kept)
 
-# %% ../../nbs/serving/13_parity.ipynb #d45698d9
+def _latency(run, row):
+    "Milliseconds that one row takes, the median of 50 calls."
+    took = []
+    for _ in range(50):
+        began = time.perf_counter()
+        run(row)
+        took.append(time.perf_counter() - began)
+    return float(np.median(took)) * 1e3
+
+# %% ../../nbs/serving/13_parity.ipynb #1548194a
 def compare_twin(
     twin:Twin,                                                          # what it is called; its figures are filled in
     folder:Path|str,                                                    # the SavedModel
@@ -131,7 +142,7 @@ def compare_twin(
     except Exception as e:  # noqa: BLE001 - each runtime has its own errors, and any of them is a refusal
         return twin._replace(accepted=False, reason=f"it fails where the model answers: {str(e).strip().splitlines()[0][:300]}", tolerance=tolerance)
     widest, where, _ = max(gaps, key=lambda one: one[0])
-    known = twin._replace(rows=gaps[0][2], edges=gaps[2][2], difference=widest, tolerance=tolerance)
+    known = twin._replace(rows=gaps[0][2], edges=gaps[2][2], difference=widest, tolerance=tolerance, latency_ms=_latency(run, parts[1]))
     if widest <= tolerance: return known._replace(accepted=True, reason="")
     return known._replace(accepted=False, reason=f"it answers differently, by {widest:.3g}, for instance where {where}")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_sampled', 'PredictionLog', 'iterate_log', 'read_log', 'join_labels']
 
-# %% ../../nbs/serving/50_prediction_log.ipynb #e1ba7772
+# %% ../../nbs/serving/50_prediction_log.ipynb #a9e79b3c
 import hashlib
 import json
 import logging
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from ..errors import MlnbError, ServingError
 from ..files import disk_error
-from .journal import Entry, Journal, adopt, count_rows, example_columns, folder_of, kind_of, request_block, to_parquet, whole_blocks
+from .journal import Journal, Requests, adopt, folder_of, kind_of, request_block, to_parquet, weigh, whole_blocks
 
 # %% ../../nbs/serving/50_prediction_log.ipynb #e0e472c7
 def is_sampled(
@@ -32,17 +32,10 @@ def is_sampled(
     if share >= 1: return True
     return int.from_bytes(hashlib.blake2b(request_id.encode(errors="replace"), digest_size=8).digest(), "big") < share * 2**64
 
-# %% ../../nbs/serving/50_prediction_log.ipynb #05a82eb9
+# %% ../../nbs/serving/50_prediction_log.ipynb #228581c7
 SALT = "MLNB_LOG_SALT"
 _LOG, _now = logging.getLogger(__name__), time.time
 _JOURNAL_BYTES, _JOURNALS, _WARN_SECONDS = 64 << 20, 64, 10.0
-
-def _opened(entry):
-    "The same request, with the features of serialized Examples as its inputs."
-    values = next(iter(entry.inputs.values()), None) if len(entry.inputs) == 1 else None
-    if values is None or values.dtype != object or values.ndim != 1: return entry
-    columns = example_columns(values.tolist())
-    return entry if columns is None else entry._replace(inputs=columns)
 
 def _check_columns(sample, mask, hashed, salt):
     if not 0 <= sample <= 1: raise ServingError("the share of requests in the log is out of range", got=sample, expected="0 to 1")
@@ -51,7 +44,7 @@ def _check_columns(sample, mask, hashed, salt):
                            cure=f"export {SALT}=$(openssl rand -hex 32), the same for every process")
     if both := set(mask) & set(hashed): raise ServingError("a column is masked and hashed", got=", ".join(sorted(both)), expected="one of the two")
 
-# %% ../../nbs/serving/50_prediction_log.ipynb #ae720db2
+# %% ../../nbs/serving/50_prediction_log.ipynb #46327c7c
 class _Keeper:
     "The thread's side: what waits becomes journals, and journals become Parquet."
 
@@ -59,27 +52,22 @@ class _Keeper:
         self.folder, self.writer, self.rotate_at, self.hiding, self.facts = folder, writer, rotate, hiding, facts
         self.journals, self.made = {}, 0
 
-    def keep(self, entries):
-        "Append requests to their journals; (rows written, rows lost, why)."
+    def keep(self, waiting):
+        "Append groups of requests to their journals; (rows written, rows lost, why)."
         import pyarrow as pa
-        groups: dict[tuple, list[Entry]] = {}
         written, lost, why = 0, 0, None
-        for entry in entries:
-            try: groups.setdefault(kind_of(entry := _opened(entry)), []).append(entry)
-            except (ValueError, TypeError) as e: lost, why = lost + entry.rows, e
-        for group in groups.values():
-            rows = sum(entry.rows for entry in group)
-            try: self._append(request_block(group, *self.hiding, self.facts), group[0])
+        for requests in waiting:
+            rows = sum(requests.rows)
+            try: self._append(request_block(requests, *self.hiding, self.facts), requests)
             except (OSError, MlnbError, ValueError, TypeError, MemoryError, pa.ArrowException) as e: lost, why = lost + rows, e
             else: written += rows
-            time.sleep(0)  # a waiting request goes first
         return written, lost, why
 
-    def _append(self, block, entry):
-        key = (entry.model, entry.version, entry.signature, str(block.schema))
+    def _append(self, block, requests):
+        key = (requests.model, requests.version, requests.signature, str(block.schema))
         if key not in self.journals:
             if len(self.journals) >= _JOURNALS: self._rotate(next(iter(self.journals)), 0)
-            path = folder_of(self.folder, entry.model)/f"{self.writer}-{self.made}.arrows"
+            path = folder_of(self.folder, requests.model)/f"{self.writer}-{self.made}.arrows"
             self.journals[key], self.made = (Journal(path, block.schema), time.monotonic()), self.made + 1
         self.journals[key][0].append(block)
 
@@ -103,7 +91,7 @@ class _Keeper:
             try: adopt(path)
             except (OSError, MlnbError) as e: _LOG.warning("prediction log: a journal waits: %s", e)
 
-# %% ../../nbs/serving/50_prediction_log.ipynb #185bab4a
+# %% ../../nbs/serving/50_prediction_log.ipynb #33530f88
 class PredictionLog:
     "A log of requests and answers that never makes anybody wait; one for each process, made after it was forked."
 
@@ -116,7 +104,7 @@ class PredictionLog:
         salt:str="",                   # secret of the HMAC; "": from the environment variable MLNB_LOG_SALT
         rotate_rows:int=100_000,       # rows of a journal, at least 1
         rotate_seconds:float=600.0,    # age of a journal, s
-        flush_seconds:float=0.25,      # what may be lost when the process is killed, s
+        flush_seconds:float=0.05,      # what may be lost when the process is killed, s
         queue_rows:int=50_000,         # rows that may wait; more are dropped and counted
         queue_bytes:int=256 << 20,     # bytes of arrays that may wait
     ):
@@ -127,7 +115,7 @@ class PredictionLog:
         self._keeper = _Keeper(Path(folder), f"{os.getpid():x}{secrets.token_hex(4)}", (rotate_rows, rotate_seconds),
                                (frozenset(mask), frozenset(hashed), salt.encode()), {b"mlnb": json.dumps(facts).encode()})
         self._lock, self._wake, self._done = threading.Lock(), threading.Event(), threading.Condition()
-        self._waiting, self._rows, self._bytes, self._stop, self._asked, self._answered = [], 0, 0, False, 0, 0
+        self._waiting, self._rows, self._bytes, self._stop, self._asked, self._answered = {}, 0, 0, False, 0, 0
         self._counts, self._said, self._noted, self._told = {"written": 0, "queue_full": 0, "not_written": 0}, 0, 0, -_WARN_SECONDS
         try: Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as e: raise disk_error(Path(folder), e) from e
@@ -138,13 +126,14 @@ class PredictionLog:
               latency_seconds:float, time:float=0.0, fallback:str="") -> bool:
         "Queue one request, `time` in seconds since 1970 (0: now); False when it is not in the sample or had to be dropped."
         if not is_sampled(request_id, self.sample): return False
-        rows, size = count_rows(inputs, outputs), sum(array.nbytes for part in (inputs, outputs) for array in part.values())
-        entry = Entry(request_id, model, version, signature, inputs, outputs, latency_seconds, time or _now(), fallback, rows)
+        rows, size = weigh(inputs, outputs)
+        key = model, version, signature, kind_of(inputs, outputs, rows)
         with self._lock:
             if self._stop or self._rows + rows > self._most[0] or self._bytes + size > self._most[1]:
                 self._counts["queue_full"] += rows
                 return False
-            self._waiting.append(entry)
+            if (requests := self._waiting.get(key)) is None: requests = self._waiting[key] = Requests(model, version, signature, inputs, outputs)
+            requests.add(request_id, inputs, outputs, rows, time or _now(), latency_seconds, fallback)
             self._rows, self._bytes = self._rows + rows, self._bytes + size
         return True
 
@@ -185,8 +174,8 @@ class PredictionLog:
 
     def _round(self, last):
         "Write what is waiting now, rotate, and say what was lost."
-        with self._lock: waiting, self._waiting, rows, size = self._waiting, [], self._rows, self._bytes
-        written, lost, why = self._keeper.keep(waiting) if waiting else (0, 0, None)
+        with self._lock: waiting, self._waiting, rows, size = self._waiting, {}, self._rows, self._bytes
+        written, lost, why = self._keeper.keep(waiting.values()) if waiting else (0, 0, None)
         with self._lock:
             self._rows, self._bytes = self._rows - rows, self._bytes - size
             self._counts["written"] += written
@@ -226,39 +215,43 @@ def _blocks(folder, start, end, columns, rows):
             yield from file.iter_batches(rows, columns=names)
     for blocks in journals.values(): yield from blocks
 
-# %% ../../nbs/serving/50_prediction_log.ipynb #e86beecc
+# %% ../../nbs/serving/50_prediction_log.ipynb #ee671b7e
 def iterate_log(
     folder:Path|str,                # of the log
     model:str="",                   # name of a model; "" for all
     start:str|datetime|None=None,   # first moment; UTC unless it says otherwise
     end:str|datetime|None=None,     # first moment that is not wanted any more
     columns:Sequence[str]=(),       # such as "input.age"; () for all
+    signature:str="",               # only what was asked by this one; "" for all, whose outputs may differ in shape
     rows:int=65_536,                # of a part at most, as far as they come from Parquet
 ) -> Iterator["pd.DataFrame"]:      # noqa: F821 - parts with request_id, index, time, model, version, signature, latency_seconds, fallback, input.*, output.*
     "Stream a prediction log, also while servers write to it; raises `ServingError` when there is none."
     if not Path(folder).is_dir(): raise ServingError("there is no prediction log here", where=str(folder), cure="start the server with one")
     first, last = _moment(start), _moment(end)
     wanted = {*columns, "time"} if columns else None
+    read = {*wanted, "signature"} if wanted else None
     folders = [folder_of(folder, model)] if model else sorted(path for path in Path(folder).iterdir() if path.is_dir())
     for one in folders:
-        for block in _blocks(one, first, last, wanted, rows):
+        for block in _blocks(one, first, last, read, rows):
             frame = block.to_pandas()
+            if signature: frame = frame[frame["signature"] == signature]
             if wanted: frame = frame[[name for name in frame.columns if name in wanted]]
             if first is not None: frame = frame[frame["time"] >= first]
             if last is not None: frame = frame[frame["time"] < last]
             if len(frame): yield frame
 
-# %% ../../nbs/serving/50_prediction_log.ipynb #9ab8ca73
+# %% ../../nbs/serving/50_prediction_log.ipynb #6822aa08
 def read_log(
     folder:Path|str,                # of the log
     model:str="",                   # name of a model; "" for all
     start:str|datetime|None=None,   # first moment; UTC unless it says otherwise
     end:str|datetime|None=None,     # first moment that is not wanted any more
     columns:Sequence[str]=(),       # such as "input.age"; () for all
+    signature:str="",               # only what was asked by this one; "" for all, whose outputs may differ in shape
 ) -> "pd.DataFrame":                # noqa: F821 - rows by time, see `iterate_log`
     "A prediction log as one table; raises `ServingError` when there is none."
     import pandas as pd
-    parts = list(iterate_log(folder, model, start, end, columns))
+    parts = list(iterate_log(folder, model, start, end, columns, signature))
     if not parts: return pd.DataFrame({"request_id": pd.Series(dtype=str), "index": pd.Series(dtype="int32"), "time": pd.Series(dtype="datetime64[us, UTC]")})
     table = pd.concat(parts, ignore_index=True)
     return table.sort_values("time", kind="stable", ignore_index=True)

@@ -12,7 +12,7 @@ from ..files import lock
 from .history import check_alias, current_aliases, decide, holders
 from .registry import find_version, list_versions, settle, verify_version
 
-# %% ../../nbs/serving/24_promotion.ipynb #0e6ee3ca
+# %% ../../nbs/serving/24_promotion.ipynb #2179a93e
 def _failures(record):
     "Why an evaluation did not bless a version, in few words."
     evaluation = record.get("evaluation") or {}
@@ -23,7 +23,7 @@ def _failures(record):
 def _require_whole(record, model):
     if damage := verify_version(record):
         raise ServingError(f"version {record['number']} of '{model}' is damaged", where=record["folder"], got="; ".join(damage[:5]),
-                           cure=f"register its export again (`mlnb get export.saved_model`), or take another version; `mlnb models {model} --verify` checks all")
+                           cure=f"take another version, or register its export again; `mlnb models {model} --verify` checks all")
 
 def _require_blessed(record, model, alias):
     if alias == "shadow" or (record.get("evaluation") or {}).get("blessed"): return

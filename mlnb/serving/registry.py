@@ -34,7 +34,7 @@ def digest_folder(
     "SHA-256 over the names and contents of all files in a folder."
     return _digest_of(digest_files(folder))
 
-# %% ../../nbs/serving/20_registry.ipynb #d1b615ab
+# %% ../../nbs/serving/20_registry.ipynb #c469c8cd
 def _digest_of(files): return digest(canonical_json([[name, files[name]] for name in sorted(files, key=lambda name: Path(name).parts)]))
 
 def _facts(exported):
@@ -43,7 +43,7 @@ def _facts(exported):
     facts = read_json(path) if path.is_file() else {}
     kept = {name: facts.get(name, default) for name, default in (("task", ""), ("classes", []), ("signatures", {}))}
     twins = {place.parent.name: read_json(place) for place in sorted(Path(exported).glob("assets.extra/*/twin.json"))}
-    told = ("accepted", "reason", "difference", "tolerance", "rows", "edges", "runtime")
+    told = ("accepted", "reason", "difference", "tolerance", "rows", "edges", "runtime", "latency_ms")
     return kept | {"twins": {kind: {name: one.get(name) for name in told} for kind, one in twins.items()}}
 
 # %% ../../nbs/serving/20_registry.ipynb #b87a9a02

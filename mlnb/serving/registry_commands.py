@@ -74,11 +74,12 @@ def _table(versions, now):
         if max(map(len, lines)) <= _WIDTH: break
     return lines
 
-# %% ../../nbs/serving/97_registry_commands.ipynb #7524c1d7
+# %% ../../nbs/serving/97_registry_commands.ipynb #bf4c3280
 def _broken(versions):
     lines = []
     for one in versions:
         if changes := one.get("breaking_changes"): lines += [f"  {one['version']} breaks clients of the version before:", *(f"    {line}" for line in changes)]
+    if len(versions) < 2: return []
     return ["What broke:", *lines] if lines else ["What broke: nothing, clients of the first version can call every other"]
 
 _DONE = {"register": "registered", "promote": "promoted", "rollback": "rolled back to", "retire": "retired"}
@@ -92,11 +93,19 @@ def _told(event):
     return f"  {event['at'][:16].replace('T', ' ')}  {event['by']} {_DONE[event['action']]} {event['version']}{target}{was}{forced}{said}"
 
 def _twin_lines(versions):
-    lines = [f"  {one['number']} {kind}: {'same answers' if twin['accepted'] else twin['reason']}"
+    def told(twin):
+        fast = f", {twin['latency_ms']:.2g} ms a row" if twin.get("latency_ms") else ""
+        return f"same answers{fast}" if twin["accepted"] else twin["reason"]
+    lines = [f"  {one['number']} {kind}: {told(twin)}"
              for one in versions for kind, twin in (one.get("twins") or {}).items()]
     return ["Twins:", *lines] if lines else []
 
-# %% ../../nbs/serving/97_registry_commands.ipynb #aaa97cfa
+def _tracked(versions):
+    artifacts = [(one["number"], (one.get("tracking") or {}).get("wandb_artifact")) for one in versions]
+    lines = [f"  {number} {artifact}" for number, artifact in artifacts if artifact]
+    return ["In Weights & Biases, where the run was tracked:", *lines] if lines else []
+
+# %% ../../nbs/serving/97_registry_commands.ipynb #a248ef3b
 def _registry(asked): return Path(asked.registry) if asked.registry else find_project().runs/"registry"
 
 def _known(registry, model):
@@ -119,7 +128,8 @@ def _verified(found):
 
 def _damage_lines(found):
     damaged = [(model, one) for model, versions in found.items() for one in versions if one["damage"]]
-    if not damaged: return [f"{sum(map(len, found.values()))} versions are what was registered, byte by byte"]
+    count = sum(map(len, found.values()))
+    if not damaged: return [f"{count} {'version is' if count == 1 else 'versions are'} what was registered, byte by byte"]
     return [f"DAMAGED: {model} {one['number']} ({one['version']}): {'; '.join(one['damage'][:5])}" for model, one in damaged]
 
 def _models_text(registry, found, asked):
@@ -127,7 +137,7 @@ def _models_text(registry, found, asked):
     now, parts = datetime.now(UTC), []
     for model, versions in found.items():
         lines = [model, *_table(versions, now)]
-        if asked.model: lines += ["", *_broken(versions), *_twin_lines(versions), "History:", *map(_told, read_history(registry/model))]
+        if asked.model: lines += ["", *_broken(versions), *_twin_lines(versions), *_tracked(versions), "History:", *map(_told, read_history(registry/model))]
         parts.append("\n".join(lines))
     if asked.verify: parts.append("\n".join(_damage_lines(found)))
     return "\n\n".join(parts)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'event_evidence', 'event_interval', 'requests_to_notice', 'Sample', 'sample_of', 'mean_evidence',
-           'mean_interval', 'Slowness', 'count_latencies', 'latency_evidence', 'paired_evidence', 'share_interval']
+           'mean_interval', 'Slowness', 'count_latencies', 'latency_evidence', 'paired_evidence', 'share_evidence',
+           'share_interval']
 
 # %% ../../nbs/serving/70_sequential.ipynb #b20cbef7
 import math
@@ -59,14 +60,12 @@ def event_evidence(
     won = events * np.log1p(gain) + other_events * np.log1p(-stake)
     return _log_sum(weight + won - requests * np.log1p((worst + margin) * gain) - other_requests * np.log1p(-worst * stake))
 
-# %% ../../nbs/serving/70_sequential.ipynb #20f0eb39
+# %% ../../nbs/serving/70_sequential.ipynb #938bafdc
 def _crossing(evidence, low, high, limit):
-    "Where a falling function falls below the limit, from the left side."
-    for _ in range(30):
-        middle = (low + high) / 2
-        if evidence(middle) >= limit: low = middle
-        else: high = middle
-    return low
+    "Where a falling function falls below the limit; an end where it does not."
+    from scipy.optimize import brentq
+    if evidence(low) < limit: return low
+    return high if evidence(high) >= limit else float(brentq(lambda value: evidence(value) - limit, low, high, xtol=1e-7))
 
 # %% ../../nbs/serving/70_sequential.ipynb #95598189
 def event_interval(
@@ -121,10 +120,10 @@ def sample_of(
     variance = max(0.0, (squares - total * mean) / (count - 1)) if count > 1 else math.nan
     return Sample(count, mean, variance)
 
-# %% ../../nbs/serving/70_sequential.ipynb #4973eeab
+# %% ../../nbs/serving/70_sequential.ipynb #f2f16aa3
 def _information(new, old, planned, alpha):
     "Variance of the difference, and the variance of the mixture that is best at the planned count."
-    variance = new.variance / new.size + old.variance / old.size
+    variance = max(new.variance, old.variance) / new.size + old.variance / old.size
     aim = -2 * math.log(alpha)
     both = 1 / (1 / planned + new.size / (planned * old.size))           # of one sample that tells as much
     return variance, (new.variance + old.variance) / 2 * (aim + math.log(aim) + 1) / both
@@ -222,7 +221,7 @@ def latency_evidence(
         found.append(Slowness(log_e, mine, theirs, float(bounds[i]), slow / total, other_slow / other_total))
     return max(found)._replace(log_e=_log_sum(np.array([one.log_e for one in found])) - math.log(len(bounds)))
 
-# %% ../../nbs/serving/70_sequential.ipynb #acc99b35
+# %% ../../nbs/serving/70_sequential.ipynb #4ca3525a
 def paired_evidence(
     only_new:float,    # pairs where only the new version failed
     only_old:float,    # pairs where only the old version failed
@@ -233,6 +232,16 @@ def paired_evidence(
     _check_events(only_new + only_old, pairs, "pairs")
     gain = np.geomspace(0.01, 0.97, _GAINS)
     return _log_sum(only_new * np.log1p(gain) + only_old * np.log1p(-gain) - pairs * np.log1p(margin * gain)) - math.log(_GAINS)
+
+def share_evidence(
+    events:float,      # counted
+    requests:float,    # of which
+    allowed:float,     # share that is still good, in [0, 1]
+) -> float:            # natural logarithm of the e-value
+    "Evidence that one share is above what is allowed; valid at any time."
+    _check_events(events, requests, "share")
+    gain = np.geomspace(0.02, 200, 2 * _GAINS)
+    return _log_sum(events * np.log1p(gain) - requests * np.log1p(allowed * gain)) - math.log(2 * _GAINS)
 
 def share_interval(
     events:float,      # counted

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WARM_UP_FILE', 'MOST_RECORDS', 'ServableOptions', 'read_warm_up', 'why_apart', 'Servable', 'load_servable']
 
-# %% ../../nbs/serving/43_servable.ipynb #44382e6a
+# %% ../../nbs/serving/43_servable.ipynb #36a06cfc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
-from .batching import Batcher, BatchLimits, read_limits
+from .batches import BatchLimits, read_limits
+from .batching import Batcher
 from .codes import Refusal, code_name
 from .loaded import Signature, check_inputs, check_outputs, load_model
 from .messages import BatchingParameters, Example, PredictionLog
@@ -107,7 +108,7 @@ def _as_examples(arrays):
         found[place] = example.SerializeToString()
     return found
 
-# %% ../../nbs/serving/43_servable.ipynb #ef29c2ea
+# %% ../../nbs/serving/43_servable.ipynb #e1d6ee73
 def _first_rows(questions, most):
     "The first rows of the logged requests that have the same inputs as the first one."
     kept = [feeds for feeds in questions if feeds.keys() == questions[0].keys()]
@@ -135,7 +136,12 @@ def _tried(ask, feeds):
     return all(array.shape[:1] == (rows,) and all(_same(array[i:i + 1], one[alias]) for i, one in enumerate(apart))
                for alias, array in together.items())
 
-# %% ../../nbs/serving/43_servable.ipynb #5019128b
+def _outcome(ask, make):
+    "What trying says; None where the model does not take these rows."
+    try: return _tried(ask, make())
+    except Exception: return None  # noqa: BLE001 - rows that are made up may break a model in any way
+
+# %% ../../nbs/serving/43_servable.ipynb #62f3d3e1
 def why_apart(
     ask:Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]],  # inputs -> all outputs of the signature
     signature:Signature,                        # what is asked
@@ -145,8 +151,7 @@ def why_apart(
     "Why requests of a signature must be computed one by one."
     if not _open_rows(signature): return "not every input and output has an open number of rows"
     for make in _samples(signature, logged, signatures or {}):
-        try: same = _tried(ask, make())
-        except Exception: continue  # noqa: BLE001 - rows that are made up may break a model in any way
+        same = _outcome(ask, make)
         if same is not None: return "" if same else "rows are answered differently in company"
     return "it could not be tried"
 

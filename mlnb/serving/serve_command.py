@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['options_of', 'Telling', 'serving_text', 'curl_line', 'served_models', 'serve_command']
 
-# %% ../../nbs/serving/96_serve_command.ipynb #c754fa23
+# %% ../../nbs/serving/96_serve_command.ipynb #7fe4d3e3
 import logging
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from ..errors import ServingError
 from ..results import Result

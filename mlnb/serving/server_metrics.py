@@ -6,11 +6,12 @@
 __all__ = ['MICROSECONDS', 'SECONDS', 'EXAMPLES', 'ADDED_GAUGES', 'upstream_name', 'label_text', 'write_family',
            'write_histogram', 'Metrics', 'Sample', 'read_samples', 'metric_total', 'merge_texts']
 
-# %% ../../nbs/serving/49_server_metrics.ipynb #2dd4557a
+# %% ../../nbs/serving/49_server_metrics.ipynb #b5ba1c13
 import os
 import re
 import threading
 from bisect import bisect_left
+from collections import Counter, deque, namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -30,11 +31,10 @@ def label_text(
     def value(text): return str(text).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
     return ",".join(f'{name(label)}="{value(text)}"' for label, text in labels.items())
 
-# %% ../../nbs/serving/49_server_metrics.ipynb #6b65f016
+# %% ../../nbs/serving/49_server_metrics.ipynb #c4955a51
 def _number(value): return f"{value:.0f}" if value == int(value) and abs(value) < 2**53 else repr(float(value))
 
-def _head(name, kind, help):
-    return [f"# HELP {name} {help}"] * bool(help) + [f"# TYPE {name} {kind}"]
+def _head(name, kind, help): return [f"# HELP {name} {help}"] * bool(help) + [f"# TYPE {name} {kind}"]
 
 def write_family(
     name:str,                                             # of the metric
@@ -74,7 +74,7 @@ def _coarse(counts, places):
     edges = [0, *(place + 1 for place in places), len(counts)]
     return [sum(counts[low:high]) for low, high in zip(edges, edges[1:], strict=False)]
 
-# %% ../../nbs/serving/49_server_metrics.ipynb #1332550c
+# %% ../../nbs/serving/49_server_metrics.ipynb #2d116a09
 class _Cell:
     "What was counted under one key."
     __slots__ = ("times", "seconds", "runs", "run_seconds", "sizes", "examples")
@@ -90,14 +90,7 @@ class _Cell:
         for name in ("seconds", "run_seconds", "examples"): setattr(self, name, getattr(self, name) + getattr(other, name))
         return self
 
-class _Key(NamedTuple):
-    model: str
-    version: object
-    signature: str
-    api: str
-    door: str
-    code: str
-    runtime: str
+_Key = namedtuple("_Key", "model version signature api door code runtime")
 
 def _summed(cells, labels, wanted):
     "Cells added up under what `labels` makes of their keys, where it makes something."
@@ -162,20 +155,28 @@ def _process():
     return lines + write_family("process_resident_memory_bytes", "gauge", [({}, pages * os.sysconf("SC_PAGE_SIZE"))],
                                 "Memory that the process holds.")
 
-# %% ../../nbs/serving/49_server_metrics.ipynb #ee127ec0
+# %% ../../nbs/serving/49_server_metrics.ipynb #3fa824aa
 class Metrics:
     "The metrics of one server process; safe to use from several threads."
 
     def __init__(
         self,
         failed_series:int=1000,  # how many distinct label sets may exist for requests that failed
+        ended_versions:int=20,   # how many versions keep their own series after their end
     ):
         self.in_flight = 0  # requests being answered; only the event loop may change it
-        self._failed_series, self._failed = failed_series, 0
+        self._failed_series, self._failed, self._ended_versions = failed_series, 0, ended_versions
         self._cells: dict[tuple, _Cell] = {}
         self._warm: dict[tuple[str, str], tuple[_Cell, list[int]]] = {}
         self._read: dict[str, tuple] = {}
+        self._ended: deque[tuple[str, int]] = deque()
+        self._available: dict[str, set[int]] = {}
+        self._loads: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
+        self.add("mlnb_loaded_versions", "gauge", "Versions that can be asked.",
+                 lambda: [({"model": model}, len(versions)) for model, versions in list(self._available.items())])
+        self.add("mlnb_loads_total", "counter", "Attempts to load a version, with how they ended.",
+                 lambda: [({"model": model, "code": code}, count) for (model, code), count in list(self._loads.items())])
         self.add("mlnb_in_flight", "gauge", "Requests being answered now.", lambda: [({}, self.in_flight)])
 
     def observe(
@@ -237,13 +238,28 @@ class Metrics:
         "Put something on the page that another part counts."
         self._read[name] = (kind, help, read)
 
+    def heed(
+        self,
+        event:Mapping,  # of `Manager`: its "event", "model", "version", "state", "code"
+    ) -> None:
+        "Learn what was loaded, what is available and what has ended."
+        if event["event"] not in ("version", "load_failed"): return
+        model, version, state = event["model"], event["version"], event.get("state")
+        with self._lock:
+            if state == "AVAILABLE": self._available.setdefault(model, set()).add(version)
+            elif state: self._available.get(model, set()).discard(version)
+            if state == "AVAILABLE" or event["event"] == "load_failed": self._loads[model, event["code"]] += 1
+        if state == "END": self._ended.append((model, version))
+        while len(self._ended) > self._ended_versions: self.forget(*self._ended.popleft())
+
     def forget(
         self,
         model:str,    # name of a model
-        version:int,  # that is loaded no more
+        version:int,  # that has ended; one that is available again is left alone
     ) -> None:
         "Add what was counted for a version to the model's series without a version."
         with self._lock:
+            if version in self._available.get(model, ()): return
             for key in [key for key in self._cells if key[:2] == (model, version)]:
                 self._cells.setdefault((model, None, *key[2:]), _Cell()).add(self._cells.pop(key))
             self._failed = sum(key[5] != "OK" for key in self._cells)
@@ -306,7 +322,7 @@ def _families(text):
         elif line: found[name][2].__setitem__(*((part := line.rsplit(" ", 1))[0], float(part[1])))
     return found
 
-# %% ../../nbs/serving/49_server_metrics.ipynb #ab9765c1
+# %% ../../nbs/serving/49_server_metrics.ipynb #cc4f8456
 def merge_texts(
     texts:Sequence[bytes],     # pages of the processes that live
     gone:Sequence[bytes]=(),   # last pages of processes that ended
@@ -319,5 +335,5 @@ def merge_texts(
             if kind == "gauge" and not alive: continue
             for key, value in samples.items():
                 into[key] = max(into.get(key, value), value) if kind == "gauge" and name not in ADDED_GAUGES else into.get(key, 0) + value
-    lines = [line for head, _, samples in merged.values() for line in [*head, *(f"{key} {_number(value)}" for key, value in samples.items())]]
-    return "\n".join([*lines, ""]).encode()
+    lines = [[*head, *(f"{key} {_number(value)}" for key, value in samples.items())] for head, _, samples in merged.values()]
+    return "\n".join([*sum(lines, []), ""]).encode()

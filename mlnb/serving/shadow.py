@@ -6,14 +6,14 @@
 __all__ = ['Answer', 'Pair', 'pair_answers', 'Line', 'Labelled', 'Latency', 'ShadowReport', 'compare_pairs', 'ShadowPlan',
            'judge_shadow', 'shadow_picture']
 
-# %% ../../nbs/serving/72_shadow.ipynb #a7096312
+# %% ../../nbs/serving/72_shadow.ipynb #8b4471fa
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from ..errors import ServingError
 from .canary import Decision
-from .sequential import paired_evidence, sample_of, share_interval
+from .sequential import paired_evidence, sample_of, share_evidence, share_interval
 if TYPE_CHECKING: from mlnb.evaluation.drawings import Picture
 
 # %% ../../nbs/serving/72_shadow.ipynb #493e3fe7
@@ -241,7 +241,7 @@ def _words(report):
     if report.unmatched: yield f"{report.unmatched:,} answers had no other"
     if report.worst: yield "largest differences: " + ", ".join(f"{name[:12]} {gap:+.3f}" for name, gap in report.worst[:3])
 
-# %% ../../nbs/serving/72_shadow.ipynb #ca490deb
+# %% ../../nbs/serving/72_shadow.ipynb #10255fcb
 class ShadowPlan(NamedTuple):
     "What a shadow must hold."
     min_pairs: int = 300          # before it may go on
@@ -256,20 +256,22 @@ def judge_shadow(
     report:ShadowReport,   # so far
 ) -> Decision:             # "abort", "hold" or "finish"; ask as often as you like
     "Decide about a shadow."
-    total, known, part = report.total, report.labelled, plan.alpha / 4
-    n, limit = total.pairs, math.log(1 / part)
-    slow, flips = (share_interval(count, of, 2 * part) for count, of in
-                   ((report.slower, n), (round((0 if math.isnan(total.flips) else total.flips) * total.compared), total.compared)))
-    proofs = [(paired_evidence(total.only_shadow_errors, total.only_champion_errors, n, plan.error_margin) >= limit,
+    total, n, limit = report.total, report.total.pairs, math.log(4 / plan.alpha)
+    proofs = [(paired_evidence(total.only_shadow_errors, total.only_champion_errors, n, plan.error_margin),
                f"it fails in {total.shadow_errors:,} of {n:,} pairs, the champion in {total.champion_errors:,}"),
-              (flips[0] > plan.flips_allowed, f"it decides differently in {total.flips:.1%} of {total.compared:,} pairs"),
-              (known and paired_evidence(known.only_champion, known.only_shadow, known.pairs, plan.label_margin) >= limit,
-               known and f"it is right in {known.shadow_right:,} of {known.pairs:,} pairs, the champion in {known.champion_right:,}"),
-              (slow[0] > plan.slower_allowed, f"it took over {report.slower_ratio:g} times as long in {report.slower:,} of {n:,} pairs")]
+              (share_evidence(round(0 if math.isnan(total.flips) else total.flips * total.compared), total.compared, plan.flips_allowed),
+               f"it decides differently in {total.flips:.1%} of {total.compared:,} pairs"),
+              (share_evidence(report.slower, n, plan.slower_allowed),
+               f"it took over {report.slower_ratio:g} times as long in {report.slower:,} of {n:,} pairs")]
+    if report.labelled:
+        known = report.labelled
+        proofs.append((paired_evidence(known.only_champion, known.only_shadow, known.pairs, plan.label_margin),
+                       f"it is right in {known.shadow_right:,} of {known.pairs:,} pairs, the champion in {known.champion_right:,}"))
     facts = {"pairs": n, "missing": max(0, plan.min_pairs - n), "report": report.as_dict()}
-    for proven, reason in proofs:
-        if proven: return Decision("abort", str(reason), facts)
+    log_e, reason = max(proofs)
+    if log_e >= limit: return Decision("abort", reason, facts)
     if n < plan.min_pairs: return Decision("hold", f"{plan.min_pairs - n:,} more pairs are needed, there are {n:,}", facts)
+    if log_e > 0: return Decision("hold", f"not proven, but it leans against the shadow: {reason}", facts)
     return Decision("finish", f"{n:,} pairs held", facts)
 
 # %% ../../nbs/serving/72_shadow.ipynb #1291749c
