@@ -162,10 +162,11 @@ def examples_schema(
     return _object({"signature_name": {"enum": able}, "context": example, "examples": {"type": "array", "minItems": 1, "items": example}},
                    [*needed, "examples"], additionalProperties=False)
 
-# %% ../../nbs/serving/62_openapi.ipynb #070c834b
+# %% ../../nbs/serving/62_openapi.ipynb #cff83ca3
 _ERROR = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
 _CODES = {"400": "what is asked does not fit", "401": "a token is needed", "404": "no such model or version", "408": "the request did not arrive in time",
-          "413": "the request is too large", "429": "too many requests at once", "500": "the model failed", "501": "not supported", "503": "not ready", "504": "the deadline passed"}
+          "413": "the request is too large",
+          "429": "too many requests at once", "500": "the model failed", "501": "not supported", "503": "not ready", "504": "the deadline passed"}
 
 def _answers(schema, *codes):
     found: dict[str, Any] = {"200": {"description": "the answer", "content": {"application/json": {"schema": schema}}}}
@@ -200,7 +201,8 @@ def openapi_document(
     secured:bool=False,     # is a bearer token needed?
 ) -> dict[str, Any]:        # OpenAPI 3.1
     "The REST door as it is now."
-    paths: dict[str, Any] = {"/healthz": {"get": {"operationId": "healthz", "responses": {"200": {"description": "the process lives", "content": {"text/plain": {}}}}}},
+    alive = {"200": {"description": "the process lives", "content": {"text/plain": {}}}}
+    paths: dict[str, Any] = {"/healthz": {"get": {"operationId": "healthz", "responses": alive}},
                              "/readyz": {"get": {"operationId": "readyz", "responses": _answers({"type": "object"}, "503")}}}
     for model in manager.models():
         numbers = [one.version for one in manager.statuses(model) if one.state == "AVAILABLE"]
@@ -210,7 +212,8 @@ def openapi_document(
                 example = None if folder is None else example_request(folder)
                 paths |= _model_paths(model, servable.signatures, numbers, sorted(manager.labels(model)), example)
         except Refusal: continue
-    document: dict[str, Any] = {"openapi": "3.1.0", "info": {"title": "mlnb serve", "version": "1", "description": "TensorFlow Serving's REST interface, for the models of this server."},
+    about = {"title": "mlnb serve", "version": "1", "description": "TensorFlow Serving's REST interface, for the models of this server."}
+    document: dict[str, Any] = {"openapi": "3.1.0", "info": about,
                 "paths": paths, "components": {"schemas": {"Error": _object({"error": {"type": "string"}}, ["error"])}}}
     if secured:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

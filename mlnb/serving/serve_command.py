@@ -17,12 +17,13 @@ from ..results import Result
 from .serve_options import ServerOptions, check_options
 from ..settings import find_project
 
-# %% ../../nbs/serving/96_serve_command.ipynb #6ff4ab2a
-_SAME = ("model_name", "model_base_path", "model_config_file", "model_config", "host", "workers", "tls_key", "tls_cert", "tls_ca", "ssl_config_file", "token_file",
-         "max_request_bytes", "max_concurrent", "notice_seconds", "drain_seconds", "access_log", "prediction_log", "fallback_file", "announce")
-_UPSTREAM = {"config_poll_seconds": "model_config_file_poll_wait_seconds", "poll_seconds": "file_system_poll_wait_seconds", "load_retries": "max_num_load_retries",
-             "labels_for_unavailable": "allow_version_labels_for_unavailable_models", "grpc_socket": "grpc_socket_path", "grpc_arguments": "grpc_channel_arguments",
-             "threads": "tensorflow_session_parallelism", "warm_up": "enable_model_warmup", "batching_file": "batching_parameters_file", "batching": "enable_batching",
+# %% ../../nbs/serving/96_serve_command.ipynb #598b3874
+_SAME = ("model_name", "model_base_path", "model_config_file", "host", "workers", "tls_key", "tls_cert", "tls_ca", "ssl_config_file",
+         "token_file", "max_request_bytes", "max_concurrent", "notice_seconds", "drain_seconds", "access_log", "prediction_log", "fallback_file", "announce")
+_UPSTREAM = {"config_poll_seconds": "model_config_file_poll_wait_seconds", "poll_seconds": "file_system_poll_wait_seconds",
+             "load_retries": "max_num_load_retries", "labels_for_unavailable": "allow_version_labels_for_unavailable_models",
+             "grpc_socket": "grpc_socket_path", "grpc_arguments": "grpc_channel_arguments", "threads": "tensorflow_session_parallelism",
+             "warm_up": "enable_model_warmup", "batching_file": "batching_parameters_file", "batching": "enable_batching",
              "batching_per_model": "enable_per_model_batching_parameters", "tensor_content": "enable_serialization_as_tensor_content",
              "check_method_names": "enable_signature_method_name_check", "cors": "rest_api_enable_cors_support", "monitoring_file": "monitoring_config_file",
              "prediction_sample": "prediction_log_sample"}
@@ -42,14 +43,15 @@ def options_of(
         if getattr(asked, word, None) is not None: given[name] = _port(getattr(asked, word), getattr(asked, "announce", False))
     for name in ("mask", "hashed"): given[name] = tuple(_names(getattr(asked, name, None)))
     if getattr(asked, "no_twin", False): given["twin"] = False
-    if not any(given.get(name) for name in ("model_base_path", "model_config_file", "model_config")):
+    if not any(given.get(name) for name in ("model_base_path", "model_config_file")):
         given |= {"registry": getattr(asked, "registry", "") or str(find_project().runs/"registry"), "models": tuple(getattr(asked, "models", None) or ())}
-    elif getattr(asked, "models", None): raise ServingError("models of the registry and a folder or file of models", got=" ".join(asked.models), expected="one of the two")
+    elif getattr(asked, "models", None):
+        raise ServingError("models of the registry and a folder or file of models", got=" ".join(asked.models), expected="one of the two")
     return check_options(ServerOptions(**given))
 
 def _names(given): return [name.strip() for one in given or () for name in one.split(",") if name.strip()]
 
-# %% ../../nbs/serving/96_serve_command.ipynb #f781a80b
+# %% ../../nbs/serving/96_serve_command.ipynb #a1395a16
 class Telling:
     "What a person sees of a server."
     def __init__(
@@ -78,7 +80,7 @@ class Telling:
 def serving_text(
     options:ServerOptions,           # of the server
     rest:int|None,                   # ports
-    grpc:int|None,
+    grpc:int|None,                   # the same for gRPC
     models:Mapping[str, tuple[str, Any]],  # model -> (its versions as text, body of a request that works or None)
 ) -> str:                            # several lines
     "What is served where."
