@@ -110,7 +110,8 @@ def _by_server(path):
     from mlnb.errors import ServingError
     from mlnb.serving import server_files
     from mlnb.serving.codes import Refusal
-    read = {"models.config": server_files.read_model_config, "monitoring.config": server_files.read_monitoring, "batching.config": server_files.read_batching}[path.name]
+    read = {"models.config": server_files.read_model_config, "monitoring.config": server_files.read_monitoring,
+            "batching.config": server_files.read_batching}[path.name]
     try: read(path)
     except (ServingError, Refusal) as e: return False, [str(e).replace("\n", " ")]
     return True, []
