@@ -235,7 +235,7 @@ def test_too_many_at_once_are_refused_in_words(tmp_path, monkeypatch):
         code, text = call(server, message=predict_request(1.0))
         assert (status, headers["retry-after"], code) == (429, "1", "RESOURCE_EXHAUSTED")
         assert b"--max-concurrent-requests" in body and "--max-concurrent-requests" in text
-        assert ask(server, "/healthz", None)[0] == 200 or ask(server, "/healthz", None)[0] == 429
+        assert [ask(server, path, None)[0] for path in ("/healthz", "/readyz", "/openapi.json")] == [200, 200, 429]
         for thread in threads: thread.join()
         still_there(server)
 
@@ -373,6 +373,8 @@ sys.path.insert(0, {tests!r})
 import mlnb.serving.process as process
 from fake_servable import fake_loader
 process.loader = fake_loader
+import mlnb.serving.loaded as loaded
+loaded.freeze_imports = lambda: None
 from mlnb.serving.server import serve_process
 sys.exit(serve_process({options!r}))
 """

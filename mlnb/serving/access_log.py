@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Access', 'access_line', 'AccessLog']
 
-# %% ../../nbs/serving/54_access_log.ipynb #33cea4ae
+# %% ../../nbs/serving/54_access_log.ipynb #4a9fff7e
 import json
 import os
 import sys
 import threading
 from collections import deque
 from datetime import UTC, datetime
-from typing import IO, NamedTuple
+from typing import BinaryIO, NamedTuple
 from ..errors import ServingError
 
 # %% ../../nbs/serving/54_access_log.ipynb #a85165aa
@@ -46,7 +46,7 @@ def access_line(
     if access.fallback: facts["fallback"] = access.fallback
     return json.dumps({name: value for name, value in facts.items() if value not in ("", None)}, separators=(",", ":"))
 
-# %% ../../nbs/serving/54_access_log.ipynb #4e0e21cc
+# %% ../../nbs/serving/54_access_log.ipynb #960e187f
 class AccessLog:
     "A file of lines that never keeps a request waiting."
     def __init__(
@@ -59,7 +59,7 @@ class AccessLog:
         self.waiting: deque[Access] = deque()
         self.dropped, self._stop = 0, threading.Event()
         self._lock = threading.Lock()
-        self._file: IO[str]|None = self._open()
+        self._file: BinaryIO|None = self._open()
         self._thread = threading.Thread(target=self._write_on, name="access-log", daemon=True)
         self._thread.start()
 
@@ -73,16 +73,15 @@ class AccessLog:
         self._stop.set()
         self._thread.join()
         self.flush()
-        if self._file is not None and self.place != "-": self._file.close()
-        self._file = None
+        if self._file is not None: self._file.close()
 
     def flush(self) -> None:
         "Write what waits now."
         with self._lock: self._write()
 
-    def _open(self) -> IO[str]:
-        if self.place == "-": return sys.stderr
-        try: return open(self.place, "a", encoding="utf-8")  # noqa: SIM115 - it stays open
+    def _open(self) -> BinaryIO|None:
+        if self.place == "-": return None
+        try: return open(self.place, "ab", buffering=0)  # noqa: SIM115 - it stays open
         except OSError as e:
             raise ServingError("the access log cannot be written", where=self.place, got=e.strerror, cure="give --access-log another file, or '-'") from e
 
@@ -96,13 +95,16 @@ class AccessLog:
         if self.dropped:
             lines.append(json.dumps({"dropped": self.dropped}))
             self.dropped = 0
-        if not lines or self._file is None: return
+        if not lines: return
+        text = "\n".join([*lines, ""])
         try:
-            if self.place != "-" and self._moved():
+            if self._file is None:
+                sys.stderr.write(text)
+                return
+            if self._moved():
                 self._file.close()
                 self._file = self._open()
-            self._file.write("\n".join(lines) + "\n")
-            self._file.flush()
+            self._file.write(text.encode())
         except (OSError, ServingError, ValueError): self.dropped += len(lines)
 
     def _write_on(self) -> None:

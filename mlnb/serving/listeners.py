@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Tls', 'read_tls', 'tls_context', 'RestListener', 'open_grpc']
 
-# %% ../../nbs/serving/63_listeners.ipynb #4d68a47d
+# %% ../../nbs/serving/63_listeners.ipynb #bfd69af5
 import asyncio
+import logging
 import os
 import socket
 import ssl
@@ -54,7 +55,7 @@ def tls_context(
     if tls.verify: context.verify_mode = ssl.CERT_REQUIRED
     return context
 
-# %% ../../nbs/serving/63_listeners.ipynb #ef3764ba
+# %% ../../nbs/serving/63_listeners.ipynb #5db42283
 class RestListener:
     "The REST door on a socket."
     def __init__(
@@ -69,6 +70,7 @@ class RestListener:
         self._config = Config(door, http=HttpProtocol, ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False, proxy_headers=False,
                               timeout_keep_alive=int(options.idle_seconds))
         self._config.load()
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)   # or whoever sends rubbish writes a line into our log
         self._state, self._tls = ServerState(), tls_context(tls) if tls else None
         self._kind = type("Protocol", (HttpProtocol,), {"read_seconds": options.read_seconds})
         self._servers: dict[socket.socket, asyncio.Server] = {}

@@ -147,7 +147,7 @@ def run_loop(
         from uvloop import new_event_loop as make
     with asyncio.Runner(loop_factory=make) as runner: return runner.run(work)
 
-# %% ../../nbs/serving/64_process.ipynb #62d0a9d1
+# %% ../../nbs/serving/64_process.ipynb #6ff6edda
 class ServingProcess:
     "A server in one process and one event loop."
     def __init__(
@@ -191,11 +191,11 @@ class ServingProcess:
     def load(self, config:Any=None) -> None:
         "Load the first models, and follow what happens to them; blocks, raises `ServingError` and `Refusal`."
         options, file = self.options, self.options.model_config_file
+        read = partial(served_config, options)
+        first, every = read(), options.poll_seconds if options.registry else options.config_poll_seconds
         if self.alone:
             from mlnb.serving.loaded import freeze_imports
             freeze_imports()
-        read = partial(served_config, options)
-        first, every = read(), options.poll_seconds if options.registry else options.config_poll_seconds
         self.apply(config or first)
         if every and (options.registry or file): self.source = ConfigWatch(read, self.apply, every, self._event, first)
 

@@ -82,7 +82,7 @@ def options_from_text(
     given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
     return ServerOptions(**given)
 
-# %% ../../nbs/serving/60_serve_options.ipynb #143daf9a
+# %% ../../nbs/serving/60_serve_options.ipynb #39b5a7fe
 def check_options(
     options:ServerOptions,  # as given
 ) -> ServerOptions:         # the same, with absolute paths
@@ -97,6 +97,8 @@ def check_options(
         raise ServingError("a server needs a door", expected="a port for REST or for gRPC")
     if bool(options.tls_key) != bool(options.tls_cert):
         raise ServingError("TLS needs a key and a certificate", got=options.tls_key or options.tls_cert, cure="give --tls-key and --tls-cert")
+    if options.workers > 1 and options.grpc_socket:
+        raise ServingError("several processes cannot share a Unix socket", got=f"{options.workers} workers and {options.grpc_socket}", expected="one of the two")
     if options.workers < 1: raise ServingError("no process to serve", got=options.workers, expected="1 or more")
     files = ("model_config_file", "ssl_config_file", "token_file", "batching_file", "monitoring_file", "fallback_file", "tls_key", "tls_cert", "tls_ca")
     for name in files:

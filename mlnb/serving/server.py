@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Ports', 'run_server', 'Running', 'start_server', 'serve_process']
 
-# %% ../../nbs/serving/78_server.ipynb #6887bbb0
+# %% ../../nbs/serving/78_server.ipynb #c9b2f7f3
 import asyncio
 import os
 import signal
@@ -16,11 +16,11 @@ from collections.abc import Callable
 from contextlib import suppress
 import orjson
 from ..errors import ServingError
-from .process import ServingProcess, run_loop
+from .process import ServingProcess, run_loop, served_config
 from .serve_options import ServerOptions, check_options, options_from_text, options_to_text, take_port
 from .workers import Supervisor
 
-# %% ../../nbs/serving/78_server.ipynb #8f08f75b
+# %% ../../nbs/serving/78_server.ipynb #f75e2118
 class Ports:
     "Where a server listens."
     def __init__(
@@ -36,6 +36,7 @@ class Ports:
 
 async def _build(options, say, alone):
     "(the server, its ports) before anything is loaded."
+    served_config(options)   # a name that is not there is told before anything is started
     if options.workers > 1:
         supervisor = Supervisor(options, lambda text: say({"event": "worker", "text": text}))
         return supervisor, Ports(supervisor.rest_port, supervisor.grpc_port), lambda: None

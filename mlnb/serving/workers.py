@@ -150,7 +150,7 @@ def work(
     async def run(): return await _Worker().run(socket.socket(fileno=line))
     return run_loop(run())
 
-# %% ../../nbs/serving/77_workers.ipynb #4b4ec49b
+# %% ../../nbs/serving/77_workers.ipynb #4bc1414b
 HEARTBEAT_SECONDS, SILENCE_SECONDS, LONGEST_PAUSE = 1.0, 60.0, 30.0
 
 class _Slot:
@@ -268,6 +268,7 @@ class Supervisor:
         async def ready(facts):
             if slot.config is not self.config: await slot.peer.ask("reload", config=_packed(self.config))
             slot.ready = True
+            self.say(f"worker {slot.number} answers")
             if slot.restarts: await self._others(slot, "drop")
             return {}
         async def leaving(facts):
