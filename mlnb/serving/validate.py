@@ -105,14 +105,14 @@ def _by_kubernetes(path):
 def _by_compose(path):
     return _told([sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)])
 
-# %% ../../nbs/serving/86_validate.ipynb #4360705b
+# %% ../../nbs/serving/86_validate.ipynb #fb99cf6b
 def _by_server(path):
     from mlnb.errors import ServingError
     from mlnb.serving import server_files
     from mlnb.serving.codes import Refusal
     read = {"models.config": server_files.read_model_config, "monitoring.config": server_files.read_monitoring,
-            "batching.config": server_files.read_batching}[path.name]
-    try: read(path)
+            "batching.config": server_files.read_batching}
+    try: read[path.name](path)
     except (ServingError, Refusal) as e: return False, [str(e).replace("\n", " ")]
     return True, []
 
