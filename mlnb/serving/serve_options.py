@@ -98,7 +98,7 @@ def check_options(
     if bool(options.tls_key) != bool(options.tls_cert):
         raise ServingError("TLS needs a key and a certificate", got=options.tls_key or options.tls_cert, cure="give --tls-key and --tls-cert")
     if options.workers > 1 and options.grpc_socket:
-        raise ServingError("several processes cannot share a Unix socket", got=f"{options.workers} workers and {options.grpc_socket}", expected="one of the two")
+        raise ServingError("several processes cannot share a socket file", got=f"{options.workers} workers, {options.grpc_socket}", expected="one of them")
     if options.workers < 1: raise ServingError("no process to serve", got=options.workers, expected="1 or more")
     files = ("model_config_file", "ssl_config_file", "token_file", "batching_file", "monitoring_file", "fallback_file", "tls_key", "tls_cert", "tls_ca")
     for name in files:
