@@ -88,11 +88,13 @@ REGISTRY: dict[str, Any] = {
         _MODEL, (("which",), {"metavar": "N", "help": "number, or version such as 1.2.0"}), _WHY, _REGISTRY, _JSON]),
 }
 
-# %% ../nbs/87_serving_words.ipynb #c69ec3f9
+# %% ../nbs/87_serving_words.ipynb #3227e3a3
 DEPLOY: dict[str, Any] = {
     "deploy": ("deploy_commands:deploy_command", "put the champion, and a new version beside it, behind a proxy: here, or as files for elsewhere", [
-        _MODEL, (("--to",), {"choices": ("local", "compose", "kubernetes", "kserve"), "default": "local", "help": "local starts servers and Envoy; the others write files (local)"}),
-        (("--strategy",), {"choices": ("blue-green", "canary", "shadow", "ab", "bandit"), "default": "canary", "help": "how traffic gets to the new version (canary)"}),
+        _MODEL, (("--to",), {"choices": ("local", "compose", "kubernetes", "kserve"), "default": "local",
+                             "help": "local starts servers and Envoy; the others write files (local)"}),
+        (("--strategy",), {"choices": ("blue-green", "canary", "shadow", "ab", "bandit"), "default": "canary",
+                           "help": "how traffic gets to the new version (canary)"}),
         (("--version",), {"metavar": "N", "default": "", "help": "the new version: number, 1.2.0 or alias; the challenger, when left out"}),
         (("--steps",), {"metavar": "PERCENTS", "default": "", "help": "of a canary: 5,25,50,100"}),
         (("--share",), {"type": float, "default": 0.5, "metavar": "X", "help": "of the new version in an A/B test, 0 to 1 (0.5)"}),

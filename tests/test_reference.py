@@ -16,7 +16,8 @@ from mlnb.tracking.wandb_write import COMPLETE
 TAXI = ROOT.parent / "shared" / "data" / "chicago_taxi.csv"
 SMALL = ["-p", "ingest.rows=4000", "-p", "train.epochs=2", "-p", "tune.epochs=1", "-p", "trials=1"]
 STAGES = [
-    "ingest", "validate", "prepare", "baseline", "tune", "train", "behaviour", "attack", "explain", "export", "evaluate", "card", "register"
+    "ingest", "validate", "prepare", "baseline", "tune", "train", "behaviour", "attack", "explain", "export", "evaluate", "card", "register",
+    "deploy",
 ]
 LENIENT = ["-p", 'gates=["auc > 0.4", "auc in every slice: high >= 0"]']
 

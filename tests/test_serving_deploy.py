@@ -36,7 +36,7 @@ from mlnb.serving.validate import validate_files
 
 RELEASE = Release("High.use_2", 6, 7, share=0.05)
 PROGRAMS = {"envoy": importlib.util.find_spec("envoy"), "check-jsonschema": importlib.util.find_spec("check_jsonschema"),
-            "kubernetes-validate": importlib.util.find_spec("kubernetes_validate"), "nginx": shutil.which("nginx"), "promtool": shutil.which("promtool")}
+            "kubernetes-validate": importlib.util.find_spec("kubernetes_validate"), "nginx": shutil.which("nginx"), "promtool": shutil.which("promtool"), "mlnb": True}
 
 
 def needs(program):
@@ -126,6 +126,16 @@ def test_kserve_schema_refuses_a_planted_mistake(right, wrong, tmp_path):
     text = kserve_files(RELEASE)["steps/005.00.yaml"]
     assert right in text
     written(tmp_path, {"steps/005.00.yaml": text.replace(right, wrong)})
+    assert validate_files(tmp_path)[0].good is False
+
+
+@pytest.mark.parametrize(("file", "right", "wrong"), [
+    ("models.config", "base_path", "base_pth"), ("models.config", "versions: 7", "versions: seven"), ("monitoring.config", "enable: true", "enable: yes"),
+    ("batching.config", "max_batch_size", "max_batch_sise"), ("batching.config", "value: 64", "value: 6.4")])
+def test_the_embedded_server_refuses_a_planted_mistake(file, right, wrong, tmp_path):
+    text = compose_files(RELEASE)[f"servers/v7/{file}"]
+    assert right in text
+    written(tmp_path, {f"servers/v7/{file}": text.replace(right, wrong)})
     assert validate_files(tmp_path)[0].good is False
 
 
@@ -240,7 +250,7 @@ def test_envoy_and_nginx_and_kubernetes_say_the_same():
 def test_each_server_is_told_its_own_version_in_every_target():
     release = RELEASE
     for version in versions_of(release):
-        assert f"versions: {version} " in compose_files(release)[f"servers/v{version}/models.config"]
+        assert f"versions: {version}\n" in compose_files(release)[f"servers/v{version}/models.config"]
     maps = {one["metadata"]["name"]: one["data"] for one in kubernetes_documents(release) if one["kind"] == "ConfigMap"}
     assert [re.search(r"versions: (\d+)", maps[f"high-use-2-v{version}"]["models.config"])[1] for version in (6, 7)] == ["6", "7"]
     assert "versions: 7" in kserve_documents(release)[0]["data"]["models.config"] and 'base_path: "/mnt/models"' in kserve_documents(release)[0]["data"]["models.config"]

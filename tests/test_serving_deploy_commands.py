@@ -125,6 +125,8 @@ def test_labels_that_arrive_withdraw_a_version_that_is_wrong(project):
     rollout = wait(project)
     assert rollout["state"] == "withdrawn" and "quality" in rollout["reason"], rollout
     assert project.mlnb("rollout", "watch", "risk").code == 1
+    again = project.mlnb("deploy", "risk", "--port", "0")
+    assert again.code and "was withdrawn" in again.err and "--version 3 tries it again" in again.err
     project.mlnb("deploy", "risk", "--stop", code=0)
     print(f"\na model that says the opposite met {rollout['met']['3']} of {sum(rollout['met'].values())} requests: {rollout['reason']}")
 

@@ -61,7 +61,7 @@ def _of_both(release, limits):
             _rule(release, "NewVersionRefusesMore", refused, minutes, "page",
                   f"version {new} of {release.model} refuses requests that version {old} answers", cure)]
 
-# %% ../../nbs/serving/85_alerts.ipynb #ca57272c
+# %% ../../nbs/serving/85_alerts.ipynb #b38aaf10
 def alert_rules(
     release:Release,         # a release
     limits:Limits=Limits(),  # from where on
@@ -69,8 +69,9 @@ def alert_rules(
     "Rules for every version that runs, for the two against each other, and for the proxy."
     rules = [rule for version in versions_of(release) for rule in _of_version(release, limits, version)]
     if release.new: rules += _of_both(release, limits)
-    rules.append(_rule(release, "ProxyConfigRejected", "increase(envoy_cluster_manager_cds_update_rejected[10m]) > 0 or increase(envoy_http_rds_update_rejected[10m]) > 0",
-                       1, "ticket", "Envoy refused a new configuration and works with the old one", "look at Envoy's log"))
+    rejected = [f"increase({name}_update_rejected[10m]) > 0" for name in ("envoy_cluster_manager_cds", "envoy_http_rds")]
+    rules.append(_rule(release, "ProxyConfigRejected", " or ".join(rejected), 1, "ticket",
+                       "Envoy refused a new configuration and works with the old one", "look at Envoy's log"))
     return {"groups": [{"name": f"mlnb-{plain_name(release.model)}", "rules": rules}]}
 
 def prometheus_files(

@@ -33,10 +33,11 @@ def _server(release, endpoint, registry):
                             "start_period": "120s"},
             "deploy": {"resources": {"limits": {"cpus": _cores(release.cpu), "memory": _megabytes(release.memory)}}}}
 
-# %% ../../nbs/serving/82_compose.ipynb #dec11520
+# %% ../../nbs/serving/82_compose.ipynb #cdc69644
 def _envoy(release, endpoints):
-    return {"image": release.envoy_image, "command": ["-c", "/etc/envoy/mlnb/envoy.yaml"], "volumes": ["./envoy:/etc/envoy/mlnb:ro"], **_SAFE, "tmpfs": ["/tmp"],
-            "user": "101:101", "ports": [f"127.0.0.1:{release.rest_port or 8501}:8501", f"127.0.0.1:{release.grpc_port or 8500}:8500", "127.0.0.1:9901:9901"],
+    return {"image": release.envoy_image, "command": ["-c", "/etc/envoy/mlnb/envoy.yaml"], "volumes": ["./envoy:/etc/envoy/mlnb:ro"], **_SAFE,
+            "tmpfs": ["/tmp"], "user": "101:101",
+            "ports": [f"127.0.0.1:{release.rest_port or 8501}:8501", f"127.0.0.1:{release.grpc_port or 8500}:8500", "127.0.0.1:9901:9901"],
             "depends_on": {one.host: {"condition": "service_healthy"} for one in endpoints}}
 
 def _prometheus():
@@ -55,15 +56,15 @@ def compose_document(
             "services": {**{one.host: _server(release, one, registry) for one in endpoints}, "envoy": _envoy(release, endpoints),
                          "prometheus": _prometheus()}}
 
-# %% ../../nbs/serving/82_compose.ipynb #34357e55
+# %% ../../nbs/serving/82_compose.ipynb #9dac8090
 def live_files(
     release:Release,                  # a release
     endpoints:tuple[Endpoint, ...],   # where its versions listen
 ) -> dict[str, str]:                  # file name -> text
     "The half of Envoy's configuration that changes while it runs."
-    return {"clusters.yaml": write_yaml(discovery(clusters(release, endpoints)), about(release, "Where the versions are. Envoy watches this file.")),
-            **{f"routes-{door}.yaml": write_yaml(discovery([routes(release, door)]), about(release, f"Who gets which version over {door}. Envoy watches this file."))
-               for door in ("rest", "grpc")}}
+    def live(resources, what): return write_yaml(discovery(resources), about(release, f"{what}. Envoy watches this file."))
+    return {"clusters.yaml": live(clusters(release, endpoints), "Where the versions are"),
+            **{f"routes-{door}.yaml": live([routes(release, door)], f"Who gets which version over {door}") for door in ("rest", "grpc")}}
 
 def server_files(
     release:Release,   # a release

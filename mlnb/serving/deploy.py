@@ -6,7 +6,7 @@
 __all__ = ['pick_versions', 'plan_for', 'size_of_test', 'write_deployment', 'write_manifests', 'Asked', 'deploy',
            'stop_deployment']
 
-# %% ../../nbs/serving/92_deploy.ipynb #b067562f
+# %% ../../nbs/serving/92_deploy.ipynb #dfcce7eb
 import sys
 from collections.abc import Mapping
 from os.path import relpath
@@ -23,7 +23,8 @@ from .local import SERVE, end_process, start_local, start_process, stop_local
 from .nginx import nginx_config
 from .registry import find_version, list_versions, read_aliases
 from .release import Release, check_release, endpoints_of
-from .rollout import Rollout, read_rollout, rollout_path, save_rollout, start_rollout
+from .rollout import start_rollout
+from .rollout_state import Rollout, read_rollout, rollout_path, save_rollout
 from .validate import Check, validate_files
 
 # %% ../../nbs/serving/92_deploy.ipynb #1c705842
@@ -43,7 +44,7 @@ def _breaks(registry, model, champion, new):
     between = [one for one in list_versions(registry, model) if low < one["number"] <= high]
     return [line for one in between for line in one.get("breaking_changes") or []] if champion["version"].split(".")[0] != new["version"].split(".")[0] else []
 
-# %% ../../nbs/serving/92_deploy.ipynb #054b45a4
+# %% ../../nbs/serving/92_deploy.ipynb #43bbc705
 def pick_versions(
     registry:Path|str,     # the registry's folder
     model:str,             # name of a model
@@ -53,7 +54,7 @@ def pick_versions(
 ) -> tuple[dict, dict|None]: # records of the champion and of the one that comes
     "Who answers now, and who comes; raises `ServingError`."
     if "champion" not in read_aliases(registry, model):
-        if not list_versions(registry, model): find_version(registry, model)   # says which models there are
+        if not list_versions(registry, model): find_version(registry, model)   # an error that says which models there are
         raise ServingError(f"'{model}' has no champion, so there is nobody to deploy", where=str(registry), cure=f"mlnb promote {model} N")
     champion = find_version(registry, model, "champion")
     new = _incoming(registry, model, strategy, version, champion)
@@ -151,7 +152,8 @@ def write_manifests(
     found = {to: write_deployment(Path(folder)/to, to, release, plan, "${MLNB_REGISTRY:?the folder of the registry}")[1] for to in targets}
     return [one._replace(file=f"{to}/{one.file}") for to, checks in found.items() for one in checks]
 
-# %% ../../nbs/serving/92_deploy.ipynb #9acc22ae
+# %% ../../nbs/serving/92_deploy.ipynb #94aef1b7
+_STOPPED = "the deployment was stopped"
 _CARRY = "import sys; from mlnb.serving.rollout import watch_rollout; watch_rollout(sys.argv[1])"
 
 def _carried_on(path, folder):
@@ -181,11 +183,20 @@ class Asked(NamedTuple):
     seconds: float = 180.0         # for versions to load
     release: Mapping[str, Any] = {}    # other fields of `Release`, such as ports
 
-# %% ../../nbs/serving/92_deploy.ipynb #6d201da0
+# %% ../../nbs/serving/92_deploy.ipynb #f2deebcf
+def _refuse_again(path, release, asked):
+    "A version that was withdrawn is not tried again by itself."
+    if asked.version or not path.is_file() or not release.new: return
+    old = read_rollout(path)
+    if old.state == "withdrawn" and old.release.new == release.new and old.reason != _STOPPED:
+        raise ServingError(f"version {release.new} of '{release.model}' was withdrawn", got=old.reason, expected="another version",
+                           cure=f"mlnb deploy {release.model} --version {release.new} tries it again")
+
 def _local(runs, registry, asked, release, plan):
     model = release.model
     folder, path = Path(runs)/"deployments"/model, rollout_path(runs, model)
     _refuse_second(path, model)
+    _refuse_again(path, release, asked)
     wants_log = asked.log or asked.labels or (release.new and release.strategy == "shadow")
     log = str(Path(asked.log or folder/"predictions").absolute()) if wants_log else ""
     command = (*asked.command, f"--prediction-log={log}") if log else asked.command
@@ -214,7 +225,7 @@ def _with_scores(plan, asked, champion):
     bounds = None if champion.get("task") == "regression" else (0.0, 1.0)
     return plan._replace(min_labels=plan.min_labels or max(50, plan.min_requests // 4), quality_range=plan.quality_range or bounds)
 
-# %% ../../nbs/serving/92_deploy.ipynb #2c334aef
+# %% ../../nbs/serving/92_deploy.ipynb #35cca0bc
 def deploy(
     runs:Path|str,           # the runs folder
     registry:Path|str,       # folder of the registry
@@ -231,7 +242,8 @@ def deploy(
     plan = _with_scores(asked.plan or plan_for(asked.strategy), asked, champion)
     found = (_local if asked.to == "local" else _elsewhere)(runs, registry, asked, release, plan)
     def named(record): return {"number": record["number"], "version": record["version"]} if record else None
-    return {"model": model, "to": asked.to, "strategy": asked.strategy, "champion": named(champion), "new": named(new), "steps": list(plan.steps) if new else [], **found}
+    return {"model": model, "to": asked.to, "strategy": asked.strategy, "champion": named(champion), "new": named(new),
+            "steps": list(plan.steps) if new else [], **found}
 
 def stop_deployment(
     runs:Path|str,   # the runs folder
@@ -243,6 +255,6 @@ def stop_deployment(
         with lock(path.with_suffix(".lock")):
             rollout = read_rollout(path)
             end_process(rollout.controller, 5.0)
-            if not rollout.over: save_rollout(path, rollout._replace(state="withdrawn", reason="the deployment was stopped"))
+            if not rollout.over: save_rollout(path, rollout._replace(state="withdrawn", reason=_STOPPED))
         ran = [] if rollout.over else ["rollout"]
     return ran + stop_local(Path(runs)/"deployments"/model)

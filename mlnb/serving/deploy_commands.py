@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['deploy_command', 'rollout_command']
 
-# %% ../../nbs/serving/98_deploy_commands.ipynb #86967d48
+# %% ../../nbs/serving/98_deploy_commands.ipynb #1727ff27
 import sys
 import time
 from argparse import Namespace
 from pathlib import Path
 from ..errors import ServingError
+from ..files import read_json
 from ..results import Result
 from ..settings import find_project
 
@@ -36,7 +37,7 @@ def _release(asked):
     more = {"key": asked.key, "image": asked.image, "claim": asked.claim}
     return ports | {name: value for name, value in more.items() if value}
 
-# %% ../../nbs/serving/98_deploy_commands.ipynb #54224f07
+# %% ../../nbs/serving/98_deploy_commands.ipynb #57021d96
 def _place(asked):
     "(runs folder, folder of the registry)."
     runs = find_project().runs
@@ -51,7 +52,8 @@ def _checked(checks):
 
 def _deployed_text(found):
     new = found["new"]
-    who = f"version {found['champion']['version']} (champion)" + (f" and version {new['version']} by {found['strategy']}" if new else ", alone: no other version has an alias")
+    beside = f" and version {new['version']} by {found['strategy']}" if new else ", alone: no other version has an alias"
+    who = f"version {found['champion']['version']} (champion){beside}"
     lines = [f"{found['model']}: {who}"]
     if found["to"] == "local":
         lines += [f"  REST  {found['rest']}/v1/models/{found['model']}:predict", f"  gRPC  {found['grpc']}", f"  Envoy {found['admin']}"]
@@ -64,7 +66,7 @@ def _short(folder):
     from os.path import relpath
     return min(str(folder), relpath(folder), key=len)
 
-# %% ../../nbs/serving/98_deploy_commands.ipynb #0651e192
+# %% ../../nbs/serving/98_deploy_commands.ipynb #df3572ec
 def deploy_command(
     asked:Namespace,  # model, to, strategy, version, steps, ports, and the rest of what `mlnb deploy` takes
 ) -> Result:          # where it answers, what was written, who checked it
@@ -76,14 +78,15 @@ def deploy_command(
         return Result({"model": asked.model, "stopped": ran}, lambda: f"stopped: {', '.join(ran)}" if ran else f"nothing of {asked.model} was running")
     began = time.monotonic()
     if asked.to == "local": print("starting servers and Envoy ...", file=sys.stderr)
-    found = deploy(runs, registry, asked.model, Asked(asked.to, asked.strategy, asked.version, _plan(asked), asked.force, not asked.no_promote, asked.labels or "",
-                                                      asked.log or "", asked.storage, release=_release(asked)))
+    how = Asked(asked.to, asked.strategy, asked.version, _plan(asked), asked.force, not asked.no_promote, asked.labels or "", asked.log or "",
+                asked.storage, release=_release(asked))
+    found = deploy(runs, registry, asked.model, how)
     if asked.to == "local": print(f"ready after {time.monotonic() - began:.1f} s", file=sys.stderr)
     return Result(found, lambda: _deployed_text(found))
 
-# %% ../../nbs/serving/98_deploy_commands.ipynb #e89933d3
+# %% ../../nbs/serving/98_deploy_commands.ipynb #1d373f8d
 def _path(asked, runs):
-    from mlnb.serving.rollout import rollout_path
+    from mlnb.serving.rollout_state import rollout_path
     return runs/"deployments"/asked.model/"compose"/"rollout.json" if asked.to == "compose" else rollout_path(runs, asked.model)
 
 def _known(asked, runs):
@@ -107,21 +110,31 @@ def _watched(path):
         last[0] = line
     return watch_rollout(path, say)
 
-# %% ../../nbs/serving/98_deploy_commands.ipynb #8dd163ba
+def _facts(deployment):
+    "A deployment for programs."
+    from mlnb.serving.local import living
+    return {**deployment.as_dict(), "alive": living(deployment)} if deployment else None
+
+def _alone(model, deployment):
+    "Where only a champion is deployed, or was."
+    from mlnb.serving.rollout_words import deployment_text
+    return Result({"model": model, "rollout": None, "deployment": _facts(deployment)},
+                  lambda: f"{model}: version {deployment.release.champion} alone\n{deployment_text(deployment)}")
+
+# %% ../../nbs/serving/98_deploy_commands.ipynb #69fc40ee
 def rollout_command(
     asked:Namespace,  # what: status, advance, abort or watch; model, reason, to
 ) -> Result:          # the rollout as it stands; exit code 1 when it was withdrawn
     "Answer `mlnb rollout`."
-    from mlnb.serving.local import living, read_deployment
-    from mlnb.serving.rollout import abort_rollout, advance_rollout, read_rollout
-    from mlnb.serving.rollout_words import deployment_text, rollout_text
+    from mlnb.serving.local import read_deployment
+    from mlnb.serving.rollout import abort_rollout, advance_rollout
+    from mlnb.serving.rollout_state import read_rollout
+    from mlnb.serving.rollout_words import rollout_text
     runs = find_project().runs
-    path, deployment = _known(asked, runs), read_deployment(runs/"deployments"/asked.model) if asked.to == "local" else None
-    here = {**deployment.as_dict(), "alive": living(deployment)} if deployment else None
-    if path is None: return Result({"model": asked.model, "rollout": None, "deployment": here}, lambda: f"{asked.model}: version {deployment.release.champion} alone\n" + deployment_text(deployment))
+    path = _known(asked, runs)
+    if path is None: return _alone(asked.model, read_deployment(runs/"deployments"/asked.model))
     acts = {"advance": lambda: advance_rollout(path), "abort": lambda: abort_rollout(path, asked.reason or "ended by hand"), "watch": lambda: _watched(path)}
     rollout = acts.get(asked.what, lambda: read_rollout(path))()
     deployment = read_deployment(runs/"deployments"/asked.model) if asked.to == "local" else None
-    from mlnb.files import read_json
-    document = {"model": asked.model, "rollout": read_json(path), "deployment": {**deployment.as_dict(), "alive": living(deployment)} if deployment else None}
+    document = {"model": asked.model, "rollout": read_json(path), "deployment": _facts(deployment)}
     return Result(document, lambda: rollout_text(rollout, deployment), 1 if rollout.state == "withdrawn" and asked.what == "watch" else 0)

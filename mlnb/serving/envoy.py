@@ -47,7 +47,7 @@ def clusters(
     "Where the versions are."
     return [_cluster(release, endpoint, door) for endpoint in endpoints for door in ("rest", "grpc")]
 
-# %% ../../nbs/serving/80_envoy.ipynb #0185cdaa
+# %% ../../nbs/serving/80_envoy.ipynb #805a54fd
 def _answered_by(version):
     return {"header": {"key": "x-mlnb-model-version", "value": str(version)}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
@@ -75,7 +75,13 @@ def _pinned(release, version):
         yield {"match": {"safe_regex": {"regex": rf"(?i:/v1/models/{model}/{path.split('/')[0]})/{path.split('/')[1]}(?:[:/].*)?"}},
                "response_headers_to_add": [_answered_by(version)], "route": {"cluster": cluster_name(release, version, "rest"), **_action(release, "rest")}}
 
-# %% ../../nbs/serving/80_envoy.ipynb #50fc18f6
+
+def _assigned(release, version, door):
+    "The route of those to whom the application has given this version."
+    return {"match": {"prefix": "/", "headers": [{"name": "x-mlnb-version", "string_match": {"exact": str(version)}}]},
+            "response_headers_to_add": [_answered_by(version)], "route": {"cluster": cluster_name(release, version, door), **_action(release, door)}}
+
+# %% ../../nbs/serving/80_envoy.ipynb #24d7a6a2
 def routes(
     release:Release,  # a release
     door:str,         # "rest" or "grpc"
@@ -88,6 +94,7 @@ def routes(
         main["route"]["request_mirror_policies"] = [{"cluster": cluster_name(release, release.new, door), "disable_shadow_host_suffix_append": True,
             "runtime_fraction": {"default_value": {"numerator": copies * 100, "denominator": "MILLION"}}}]
     pinned = [route for version in split_of(release) for route in _pinned(release, version)] if door == "rest" else []
+    if release.strategy == "ab": pinned += [_assigned(release, version, door) for version in split_of(release)]
     return {"@type": _TYPE + "config.route.v3.RouteConfiguration", "name": door,
             "virtual_hosts": [{"name": plain_name(release.model), "domains": ["*"], "routes": [*pinned, main]}]}
 

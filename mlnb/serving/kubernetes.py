@@ -47,7 +47,7 @@ def _held(release, name, least, most):
                 "scaleTargetRef": target, "minReplicas": least, "maxReplicas": most, "metrics": [cpu],
                 "behavior": {"scaleDown": {"stabilizationWindowSeconds": 300}}}}, "autoscaling/v2")]
 
-# %% ../../nbs/serving/83_kubernetes.ipynb #36a61d3b
+# %% ../../nbs/serving/83_kubernetes.ipynb #202eea56
 _DRAIN_SECONDS = 15
 
 def _probe(release, **more): return {"httpGet": {"path": f"/v1/models/{release.model}", "port": "rest"}, "timeoutSeconds": 2, **more}
@@ -63,21 +63,22 @@ def _server(release):
             "volumeMounts": [{"name": "models", "mountPath": f"/models/{release.model}", "subPath": release.model, "readOnly": True},
                              {"name": "config", "mountPath": "/config", "readOnly": True}, {"name": "tmp", "mountPath": "/tmp"}]}
 
-def _digest(files):
+def _notes(files, port, path):
+    "A pod's annotations: another content is another pod; and where its metrics are."
     from mlnb.files import canonical_json, digest
-    return digest(canonical_json(files))[:16]
+    return {"mlnb/config": digest(canonical_json(files))[:16], "prometheus.io/scrape": "true", "prometheus.io/port": port, "prometheus.io/path": path}
 
 def _version(release, endpoint):
     files = server_files(release, endpoint.version)
     volumes = [{"name": "models", "persistentVolumeClaim": {"claimName": release.claim, "readOnly": True}},
                {"name": "config", "configMap": {"name": endpoint.host}}, {"name": "tmp", "emptyDir": {}}]
-    notes = {"mlnb/config": _digest(files), "prometheus.io/scrape": "true", "prometheus.io/port": "8501", "prometheus.io/path": "/monitoring/prometheus/metrics"}
+    notes = _notes(files, "8501", "/monitoring/prometheus/metrics")
     pod = _pod(release, endpoint.host, 1000, _server(release), volumes, _DRAIN_SECONDS + 2, notes)
     return [_object(release, "ConfigMap", endpoint.host, {"data": files}), _deployment(release, endpoint.host, pod, 0),
             _service(release, endpoint.host, {"rest": 8501, "grpc": 8500}, headless=True),
             *_held(release, endpoint.host, release.replicas, release.most_replicas)]
 
-# %% ../../nbs/serving/83_kubernetes.ipynb #6490898b
+# %% ../../nbs/serving/83_kubernetes.ipynb #87e14488
 def _proxy(release):
     return {"name": "envoy", "image": release.envoy_image, "args": ["-c", "/etc/envoy/start/envoy.yaml"],
             "ports": [{"name": "rest", "containerPort": 8501}, {"name": "grpc", "containerPort": 8500}, {"name": "admin", "containerPort": 9901}],
@@ -85,8 +86,8 @@ def _proxy(release):
             "livenessProbe": {"httpGet": {"path": "/server_info", "port": "admin"}, "periodSeconds": 10, "timeoutSeconds": 2, "failureThreshold": 6},
             "lifecycle": {"preStop": {"exec": {"command": ["/bin/sleep", str(_DRAIN_SECONDS)]}}},
             "resources": {"requests": {"cpu": "250m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
-            "volumeMounts": [{"name": "start", "mountPath": "/etc/envoy/start", "readOnly": True}, {"name": "live", "mountPath": "/etc/envoy/live", "readOnly": True},
-                             {"name": "tmp", "mountPath": "/tmp"}]}
+            "volumeMounts": [{"name": "start", "mountPath": "/etc/envoy/start", "readOnly": True},
+                             {"name": "live", "mountPath": "/etc/envoy/live", "readOnly": True}, {"name": "tmp", "mountPath": "/tmp"}]}
 
 def _inside(release): return release._replace(rest_port=8501, grpc_port=8500)
 
@@ -98,7 +99,7 @@ def _front(release, endpoints):
     start = write_yaml(bootstrap(_inside(release), "/etc/envoy/live", "0.0.0.0", 9901, "0.0.0.0", "/dev/stdout"), about(release, "Envoy's bootstrap."))
     volumes = [{"name": "start", "configMap": {"name": f"{name}-envoy"}}, {"name": "live", "configMap": {"name": f"{name}-routes"}},
                {"name": "tmp", "emptyDir": {}}]
-    notes = {"mlnb/config": _digest(start), "prometheus.io/scrape": "true", "prometheus.io/port": "9901", "prometheus.io/path": "/stats/prometheus"}
+    notes = _notes(start, "9901", "/stats/prometheus")
     pod = _pod(release, name, 101, _proxy(release), volumes, _DRAIN_SECONDS + 5, notes)
     return [_object(release, "ConfigMap", f"{name}-envoy", {"data": {"envoy.yaml": start}}), _routing(release, endpoints),
             _deployment(release, name, pod, 0), _service(release, name, {"rest": release.rest_port or 8501, "grpc": release.grpc_port or 8500}),

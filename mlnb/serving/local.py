@@ -6,7 +6,7 @@
 __all__ = ['SERVE', 'Process', 'is_alive', 'start_process', 'end_process', 'Deployment', 'read_deployment', 'living',
            'start_local', 'retire_servers', 'stop_local']
 
-# %% ../../nbs/serving/88_local.ipynb #225fd20a
+# %% ../../nbs/serving/88_local.ipynb #4008b91c
 import json
 import os
 import signal
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ..errors import ServingError
 from ..files import lock, read_json, write_atomic, write_json
 from .compose import live_files, server_files
-from .envoy import bootstrap, clusters, discovery
+from .envoy import bootstrap
 from .envoy_admin import in_flight, is_live, ports_of, put_live
 from .release import Endpoint, Release, about, check_release, label_of, server_flags, versions_of, write_yaml
 from .validate import envoy_path
@@ -45,7 +45,7 @@ def _reap(pid):
     try: os.waitpid(pid, os.WNOHANG)
     except (ChildProcessError, OSError): return
 
-# %% ../../nbs/serving/88_local.ipynb #06c37f60
+# %% ../../nbs/serving/88_local.ipynb #ca37e608
 def is_alive(
     process:Process|None,  # as recorded
 ) -> bool:                 # False for None
@@ -61,6 +61,7 @@ def start_process(
 ) -> Process:
     "Start a process that belongs to no terminal."
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)   # another process may still be writing into the old one
     with open(log, "wb") as out:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     child.returncode = 0   # its end is noticed by `is_alive`, also after this object is gone
@@ -247,7 +248,7 @@ def _undo(before, after):
     if before: _keep(before)
     else: (after.folder/"deployment.json").unlink(missing_ok=True)
 
-# %% ../../nbs/serving/88_local.ipynb #551c993e
+# %% ../../nbs/serving/88_local.ipynb #77f8f326
 def start_local(
     folder:Path|str,                     # runs/deployments/<model>
     registry:Path|str,                   # folder of the registry
@@ -261,13 +262,17 @@ def start_local(
     with lock(folder/".lock"):
         before = read_deployment(folder)
         if before is None: _sweep(folder)
+        old = dict(before.servers) if before and before.command != command else {}
         start = before._replace(release=release, command=command) if before else Deployment(folder, release, str(Path(registry).absolute()), command=command)
-        try: return _keep(_with_envoy(_with_labels(_with_servers(start, seconds), time.monotonic() + 30.0), 30.0))
+        if old: start = start._replace(servers={}, endpoints=())
+        try: done = _keep(_with_envoy(_with_labels(_with_servers(start, seconds), time.monotonic() + 30.0), 30.0))
         except BaseException:
             _undo(before, read_deployment(folder) or start)
             raise
+        for process in old.values(): end_process(process)
+        return done
 
-# %% ../../nbs/serving/88_local.ipynb #c895cd12
+# %% ../../nbs/serving/88_local.ipynb #ff5ae0e4
 def retire_servers(
     folder:Path|str,      # runs/deployments/<model>
     seconds:float=30.0,   # for requests under way to be answered
@@ -282,8 +287,7 @@ def retire_servers(
         until = time.monotonic() + seconds
         while in_flight(deployment.admin, deployment.release, gone) and time.monotonic() < until: time.sleep(0.05)
         left = tuple(one for one in deployment.endpoints if one.version not in gone)
-        text = write_yaml(discovery(clusters(deployment.release, tuple(sorted(left)))), about(deployment.release, "Where the versions are. Envoy watches this file."))
-        put_live(folder/"envoy", {"clusters.yaml": text}, deployment.admin)
+        put_live(folder/"envoy", {"clusters.yaml": live_files(deployment.release, tuple(sorted(left)))["clusters.yaml"]}, deployment.admin)
         for version in gone: end_process(deployment.servers[version], seconds)
         _keep(deployment._replace(endpoints=left, servers={version: one for version, one in deployment.servers.items() if version not in gone}))
         return gone

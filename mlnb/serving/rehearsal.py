@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['request_bodies', 'Heard', 'Users', 'heard_scores', 'Rehearsal', 'rehearse', 'pair_for']
 
-# %% ../../nbs/serving/94_rehearsal.ipynb #fb9b29c6
+# %% ../../nbs/serving/94_rehearsal.ipynb #ebe53c15
 import http.client
 import json
 import shutil
@@ -23,7 +23,8 @@ from .evidence import Scores, answer_value, score_answer
 from .local import SERVE, start_local, stop_local
 from .registry import read_aliases
 from .release import Release
-from .rollout import Rollout, rollout_path, start_rollout, tick_rollout
+from .rollout import start_rollout, tick_rollout
+from .rollout_state import Rollout, rollout_path
 from .shadow import Answer, pair_answers
 
 # %% ../../nbs/serving/94_rehearsal.ipynb #db1aa3a7
@@ -103,7 +104,7 @@ class Users:
         self._stop.set()
         for thread in self._threads: thread.join(35)
 
-# %% ../../nbs/serving/94_rehearsal.ipynb #87b684d4
+# %% ../../nbs/serving/94_rehearsal.ipynb #6c4eb2c4
 def heard_scores(
     heard:list[Heard],        # so far
     labels:np.ndarray|None,   # (n,) truth of each row; None: not known
@@ -112,11 +113,12 @@ def heard_scores(
 ) -> dict[int, Scores]:       # version -> scores
     "What the answers since then are worth."
     found: dict[int, Scores] = {}
-    for one in heard if labels is not None else []:
+    if labels is None: return found
+    for one in heard:
         score = score_answer(one.value, labels[one.row], regression) if one.moment >= since and one.status == 200 else None
         if score is None: continue
         old = found.get(one.version, Scores(0, 0.0, 0.0))
-        found[one.version] = Scores(old.count + 1, old.total + score, old.squares + score * score)
+        found[one.version] = Scores(old.size + 1, old.total + score, old.squares + score * score)
     return found
 
 # %% ../../nbs/serving/94_rehearsal.ipynb #c4f19940
@@ -132,23 +134,24 @@ class Rehearsal(NamedTuple):
         "JSON-able."
         return {**self._asdict(), "steps": list(self.steps)}
 
-# %% ../../nbs/serving/94_rehearsal.ipynb #2546c176
+# %% ../../nbs/serving/94_rehearsal.ipynb #fdd3166a
 def _range(labels, regression): return None if labels is None or regression else (0.0, 1.0)
 
 def _answers(endpoint, model, bodies, labels):
     "What one server says to every row, asked directly."
     connection = http.client.HTTPConnection(endpoint.host, endpoint.rest, timeout=30)
     for row, body in enumerate(bodies):
-        _, _, status, value, seconds = _asked(connection, f"/v1/models/{model}:predict", body, {"content-type": "application/json"})
-        yield Answer(str(row), value, "" if status == 200 else f"status {status}", seconds, label=None if labels is None else labels[row].item())
+        _, _, status, value, _ = _asked(connection, f"/v1/models/{model}:predict", body, {"content-type": "application/json"})
+        yield Answer(str(row), value, "" if status == 200 else f"status {status}", label=None if labels is None else labels[row].item())
     connection.close()
 
 def _pairs(deployment, release, bodies, labels, most=500):
-    "Both versions' answers to the same rows. Through the proxy the shadow's are thrown away, so both are asked directly, once."
+    "Both versions' answers to the same rows. Through the proxy the shadow's are thrown away, so both are asked directly; how long they take is Envoy's to say."
     by_version = {one.version: one for one in deployment.endpoints}
     found: list = []
     def pairs(since):
-        if not found: found.append(pair_answers(*(_answers(by_version[version], release.model, bodies[:most], labels) for version in (release.champion, release.new))))
+        both = (_answers(by_version[version], release.model, bodies[:most], labels) for version in (release.champion, release.new))
+        if not found: found.append(pair_answers(*both))
         return found[0]
     return pairs
 
@@ -156,7 +159,8 @@ def _outcome(rollout, users, release, seconds):
     verdict = {"finished": "held", "withdrawn": "withdrawn"}.get(rollout.state, "undecided")
     reason = rollout.reason if rollout.over else "the time was up: " + rollout.decision.get("reason", "nothing was counted")
     steps = tuple({name: one[name] for name in ("share", "requests", "errors", "action", "reason")} for one in rollout.history)
-    answered = {name: sum(one.version == version for one in users.heard) for name, version in (("champion", release.champion), ("new", release.new), ("lost", 0))}
+    names = {"champion": release.champion, "new": release.new, "lost": 0}
+    answered = {name: sum(one.version == version for one in users.heard) for name, version in names.items()}
     return Rehearsal(verdict, reason, steps, answered, round(seconds, 1))
 
 # %% ../../nbs/serving/94_rehearsal.ipynb #c02272b5

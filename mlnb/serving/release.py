@@ -7,10 +7,11 @@ __all__ = ['STRATEGIES', 'PARTS', 'Release', 'check_release', 'versions_of', 'sp
            'endpoints_of', 'label_of', 'about', 'commented', 'models_config', 'monitoring_config', 'batching_config',
            'server_flags', 'write_yaml']
 
-# %% ../../nbs/serving/79_release.ipynb #6b9a4f96
+# %% ../../nbs/serving/79_release.ipynb #108e7bdf
 import re
 from typing import Any, NamedTuple
 from ..errors import ServingError
+from .server_files import model_config, model_entry, to_text
 
 # %% ../../nbs/serving/79_release.ipynb #0ca7fe97
 STRATEGIES = ("blue-green", "canary", "shadow", "ab", "bandit")
@@ -109,7 +110,7 @@ def label_of(
     "What a client may call the version instead of its number."
     return "champion" if version == release.champion else "shadow" if release.strategy == "shadow" else "challenger"
 
-# %% ../../nbs/serving/79_release.ipynb #2ac5344a
+# %% ../../nbs/serving/79_release.ipynb #056d552c
 def about(
     release:Release,  # a release
     what:str,         # what the file is, one line
@@ -130,18 +131,8 @@ def models_config(
     base_path:str="",        # folder of the model as the server sees it; "" is the place in the image
 ) -> str:                    # text of ModelServerConfig
     "`models.config` of one server."
-    base_path = base_path or f"/models/{release.model}"
-    quoted = base_path.replace("\\", "\\\\").replace('"', '\\"')
-    return commented(about(release, f"TensorFlow Serving's model config for version {version}.")) + f"""model_config_list {{
-  config {{
-    name: "{release.model}"
-    base_path: "{quoted}"
-    model_platform: "tensorflow"
-    model_version_policy {{ specific {{ versions: {version} }} }}
-    version_labels {{ key: "{label_of(release, version)}" value: {version} }}
-  }}
-}}
-"""
+    entry = model_entry(release.model, base_path or f"/models/{release.model}", [version], {label_of(release, version): version})
+    return commented(about(release, f"TensorFlow Serving's model config for version {version}.")) + to_text(model_config([entry]))
 
 def monitoring_config(
     release:Release,  # a release

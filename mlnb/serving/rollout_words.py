@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['quantile_ms', 'rollout_text', 'deployment_text', 'progress_line']
 
-# %% ../../nbs/serving/91_rollout_words.ipynb #93963345
+# %% ../../nbs/serving/91_rollout_words.ipynb #2fc98ddb
 import textwrap
 from .canary import VersionCounts
 from .local import Deployment, is_alive, living
-from .rollout import Rollout
+from .rollout_state import Rollout
 
 # %% ../../nbs/serving/91_rollout_words.ipynb #7a4fca5d
 def quantile_ms(
@@ -54,7 +54,7 @@ def _steps(rollout):
         new, old = (one["requests"].get(str(version), 0) for version in (rollout.release.new, rollout.release.champion))
         yield f"  {one['share']:>7.4g}  {one['seconds']:>7,.0f} s  {new:>9,} and {old:,} requests: {one['action']}"
 
-# %% ../../nbs/serving/91_rollout_words.ipynb #23bf0a7f
+# %% ../../nbs/serving/91_rollout_words.ipynb #39d06915
 def rollout_text(
     rollout:Rollout,                      # as it stands
     deployment:Deployment|None=None,      # where it runs, on this machine
@@ -67,7 +67,9 @@ def rollout_text(
                   f"  {'':17}{'requests':>10}{'errors':>10}{'half in':>10}{'95 % in':>10}{'quality':>10}{'in all':>11}",
                   _row(rollout, rollout.release.champion, "champion"), _row(rollout, rollout.release.new, "new")]
         if rollout.decision: lines += ["", _wrapped(f"{rollout.decision['action']}: {rollout.decision['reason']}")]
-    else: lines += [_wrapped(rollout.reason), f"  version {rollout.release.new} met {rollout.met.get(rollout.release.new, 0):,} of {sum(rollout.met.values()):,} requests"]
+    else:
+        met = rollout.met.get(rollout.release.new, 0)
+        lines += [_wrapped(rollout.reason), f"  version {rollout.release.new} met {met:,} of {sum(rollout.met.values()):,} requests"]
     if rollout.history: lines += ["", "  share of the new version, how long, and what came of it", *_steps(rollout)]
     if not rollout.over: lines += ["", _wrapped("carried on by process " + str(rollout.controller.pid) if rollout.controller and is_alive(rollout.controller)
                                                else f"nobody carries it on: mlnb rollout watch {rollout.model}")]

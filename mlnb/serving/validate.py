@@ -105,7 +105,17 @@ def _by_kubernetes(path):
 def _by_compose(path):
     return _told([sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)])
 
-# %% ../../nbs/serving/86_validate.ipynb #e8f80613
+# %% ../../nbs/serving/86_validate.ipynb #fb99cf6b
+def _by_server(path):
+    from mlnb.errors import ServingError
+    from mlnb.serving import server_files
+    from mlnb.serving.codes import Refusal
+    read = {"models.config": server_files.read_model_config, "monitoring.config": server_files.read_monitoring,
+            "batching.config": server_files.read_batching}
+    try: read[path.name](path)
+    except (ServingError, Refusal) as e: return False, [str(e).replace("\n", " ")]
+    return True, []
+
 def _package(name):
     from importlib.util import find_spec
     return find_spec(name) is not None
@@ -116,7 +126,8 @@ _TOOLS: tuple[tuple[str, str, Callable[[], Any], Callable[[Path], tuple[bool, li
     (r"prometheus/.*\.yaml", "promtool check", lambda: _program("promtool"), _by_promtool, "install prometheus"),
     (r"compose\.yaml", "check-jsonschema", lambda: _package("check_jsonschema"), _by_compose, "pip install 'mlnb[deploy]'"),
     (r"(kubernetes|champion|steps/.*)\.yaml", f"kubernetes-validate {_KUBERNETES} --strict", lambda: _package("kubernetes_validate"), _by_kubernetes,
-     "pip install 'mlnb[deploy]'"))
+     "pip install 'mlnb[deploy]'"),
+    (r"servers/.*\.config", "mlnb serve", lambda: True, _by_server, ""))
 
 def _check(folder, name):
     for pattern, tool, there, ask, cure in _TOOLS:
