@@ -78,13 +78,14 @@ def answerer(
     async def other(model, version, label, signature, feeds, outputs):
         with lend(model, version, label) as lease: return await lease.servable.answer(signature, feeds, outputs)
     async def answer(call, lease, feeds, outputs):
+        began = time.monotonic()
         if fallback := fallbacks.get(call.model):
             described = lease.servable.signatures[call.signature].outputs if call.signature in lease.servable.signatures else None
             found, call.mark = await smooth(fallback, lambda: ask(call, lease, feeds, outputs), feeds, outputs, call.signature, described, other,
                                             call.deadline - time.monotonic())
         else: found = await ask(call, lease, feeds, outputs)
         if log is not None:
-            log.write(call.request_id, call.model, call.version, call.signature, feeds, found, call.runtime, time.time(), call.mark)
+            log.write(call.request_id, call.model, call.version, call.signature, feeds, found, time.monotonic() - began, time.time(), call.mark)
         return found
     return answer if log is not None or fallbacks else ask
 
