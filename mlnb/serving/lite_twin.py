@@ -6,31 +6,15 @@
 __all__ = ['lite_runner', 'add_lite_twin']
 
 # %% ../../nbs/serving/15_lite_twin.ipynb #242c8c70
-import os
-import sys
-import tempfile
 from collections.abc import Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 import numpy as np
 from ..errors import missing_extra
 from .parity import Twin, compare_twin, keep_twin
-from ..training.quiet import import_quietly, quiet
+from ..training.quiet import import_quietly, no_error_stream, quiet
 
 # %% ../../nbs/serving/15_lite_twin.ipynb #ac8d0717
-@contextmanager
-def _silence():
-    "Keep what C++ writes to the error stream off the page."
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            with quiet(): yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
 def _reason(error):
     "What a person needs of the converter's message."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -43,7 +27,7 @@ def _reason(error):
 def _converted(folder):
     "The file's bytes, or why there are none."
     tf = import_quietly()
-    with _silence():
+    with no_error_stream(), quiet():
         try: return tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=["serving_default"]).convert()
         except Exception as e:  # noqa: BLE001 - the converter's errors share no base
             return _reason(e)
@@ -56,14 +40,14 @@ def lite_runner(
     try: from ai_edge_litert.interpreter import Interpreter
     except ImportError as e: raise missing_extra("ai-edge-litert", "edge", "a LiteRT twin") from e
     content = model if isinstance(model, bytes) else Path(model).read_bytes()
-    with _silence(): runner = Interpreter(model_content=content, num_threads=1).get_signature_runner("serving_default")
+    with no_error_stream(), quiet(): runner = Interpreter(model_content=content, num_threads=1).get_signature_runner("serving_default")
     names, first = list(runner.get_input_details()), [True]
     def cast(values):
         if values.dtype != object: return values
         return np.array([v if isinstance(v, bytes) else v.encode() for v in values.reshape(-1)], object).reshape(values.shape)
     def run(rows):
         given = {name: cast(rows[name]) for name in names}
-        with _silence() if first else nullcontext(): found = runner(**given)
+        with no_error_stream() if first else nullcontext(): found = runner(**given)
         first.clear()
         return {name: np.array(values) for name, values in found.items()}
     return run
@@ -72,7 +56,7 @@ def lite_runner(
 def _names(content):
     "Inputs and outputs of the signature; they have the same names as in the SavedModel."
     from ai_edge_litert.interpreter import Interpreter
-    with _silence(): found = Interpreter(model_content=content).get_signature_list()["serving_default"]
+    with no_error_stream(), quiet(): found = Interpreter(model_content=content).get_signature_list()["serving_default"]
     return {name: name for name in found["inputs"]}, {name: name for name in found["outputs"]}
 
 # %% ../../nbs/serving/15_lite_twin.ipynb #d622b5b9
