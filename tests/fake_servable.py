@@ -27,7 +27,7 @@ class FakeServable:
 
     async def answer(self, signature, feeds, outputs=None, deadline=None):
         if self.closed: raise RuntimeError("asked after it was closed")
-        if signature == "classify": return {"scores": np.full((len(feeds["inputs"]), 1), 0.5, np.float32)}
+        if signature == "classify": return {"scores": np.full((np.size(feeds["inputs"]), 1), 0.5, np.float32)}
         x = np.asarray(feeds["x"], np.float32)
         if x.size and SLOW < float(x.max()) < SLOW + 10: await self.wait(float(x.max()) - SLOW, deadline)
         if x.size and float(x.min()) == BROKEN: raise ValueError("secret details")

@@ -383,7 +383,7 @@ def test_a_bandit_moves_the_traffic_to_the_better_one(place, tmp_path, monkeypat
     monkeypatch.setenv("MLNB_STAND_IN", '{"1": {"errors": 0.3}}')
     deployment = start_local(place, "r", release, STAND_IN, 30)
     path = rollout_path(tmp_path, "m")
-    start_rollout(path, Rollout(release, plan_for("bandit", min_requests=200), "local", str(place), "", promote=False))
+    start_rollout(path, Rollout(release, plan_for("bandit", min_requests=4000), "local", str(place), "", promote=False))
     weights = []
     with Load(deployment.rest) as load: ended = watch_rollout(path, lambda one: weights.append(one.weight), 0.1)
     assert ended.state == "finished" and max(weights) > 0.6 and "the better one" in ended.reason
