@@ -504,6 +504,8 @@ def test_twin_and_session_agree_and_what_is_unusual_goes_to_the_session(models):
     expected = [alone.run("serving_default", one)["scores"] for one in rows]
     for found, one in zip(asyncio.run(_gather(both, "serving_default", rows)), expected, strict=True):
         np.testing.assert_allclose(found["scores"], one, atol=1e-5)
+        assert found.runtime == "ONNX", "rows of a batch still say who computed them"
+    assert not hasattr(both.run("serving_default", unusual[0]), "runtime")
     one = both.facts()["signatures"]["serving_default"]
     assert one["requests"] == 40 and one["executions"] < 10
     both.close()

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlnb.errors import ServingError
+from mlnb.serving.breaker import AnswerCache, Breaker
 from mlnb.serving.codes import Refusal
-from mlnb.serving.fallback import AnswerCache, Breaker, Fallback, Step, read_fallbacks, smooth
+from mlnb.serving.fallback import Fallback, Step, read_fallbacks, smooth
 from mlnb.serving.messages import Example
 
 
@@ -208,7 +209,7 @@ def test_another_model_answers_or_is_late_itself():
         made = read_fallbacks({"m": {"deadline_ms": 20, "breaker": None, "to": [{"model": "small", "label": "stable", "deadline_ms": 5}]}})["m"]
         answer, mark = await smooth(made, broken, one(1), ["scores"], ask_model=other)
         assert mark == "model:small;reason=overload" and answer["scores"].tolist() == [[0.5]]
-        assert calls == [("small", None, "stable", "serving_default", ["x"], ["scores"])]
+        assert calls == [("small", None, "stable", "serving_default", ["x"], ("scores",))]
         for _ in range(2):
             with pytest.raises(Refusal, match="queue is full"): await smooth(made, broken, one(1), ask_model=other)
 
@@ -318,3 +319,47 @@ def test_behind_the_real_batcher_every_request_gets_its_own_answer():
         batcher.close()
 
     asyncio.run(many())
+
+
+# ---- what does not fit is said when the model is loaded --------------------------------------------------------------
+
+FLOAT, TEXT = Tensor("x:0", "DT_FLOAT", (-1, 1)), Tensor("t:0", "DT_STRING", (-1,))
+
+
+@pytest.mark.parametrize(("step", "said"), [
+    ({"rule": {"scores": "0.1 * (tenure < 6)"}}, "no input tenure"), ({"value": {"other": 1.0}}, "nothing is said of the output scores"),
+    ({"value": {"scores": "a word"}}, "is no DT_FLOAT"), ({"value": {"scores": [1.0, 2.0, 3.0]}}, "does not fit the outputs"),
+    ({"model": "nobody"}, "no model 'nobody'"), ({"model": "narrow"}, "has no input x"), ({"model": "other"}, "has no output scores"),
+    ({"model": "texts"}, "is DT_STRING, not DT_FLOAT"), ({"model": "wide"}, "wants the input more"), ({"model": "unloaded"}, ""), ({"model": "same"}, ""),
+    ({"value": 0.5}, ""), ({"value": [0.5]}, ""), ({"rule": "x / 2"}, ""), ({"cache": {}}, "")])
+def test_a_step_that_can_never_answer_is_found(step, said):
+    fallback = read_fallbacks({"m": {"deadline_ms": 20, "to": [step, {"cache": {}}]}})["m"]
+    others = {"narrow": ({}, SCORES), "other": ({"x": FLOAT}, {"price": FLOAT}), "texts": ({"x": TEXT}, SCORES), "wide": ({"x": FLOAT, "more": FLOAT}, SCORES),
+              "unloaded": None, "same": ({"x": FLOAT}, {**SCORES, "besides": FLOAT})}
+    found = fallback.problems({"x": FLOAT}, SCORES, others)
+    assert set(found) == ({1} if said else set()) and said in found.get(1, "")
+
+
+def test_nothing_is_said_of_features_inside_examples():
+    fallback = read_fallbacks({"m": {"deadline_ms": 20, "to": [{"rule": "tenure / 2"}]}})["m"]
+    assert fallback.problems({"examples": TEXT}, SCORES) == {} != fallback.problems({"x": FLOAT}, SCORES)
+
+
+def test_another_model_gives_the_outputs_of_the_first_and_no_more():
+    """A simpler model with further outputs would change the form of the answer: one output is written bare, two are objects."""
+    asked = []
+
+    async def ask_model(model, version, label, signature, feeds, outputs):
+        asked.append(outputs)
+        return {"scores": np.zeros((1, 1), "float32")}
+
+    async def broken(): raise Refusal("INTERNAL", "broken")
+
+    fallback = Fallback("m", 0.05, [Step("model", {"model": "n", "version": None, "label": None}, 0.05)])
+    asyncio.run(smooth(fallback, broken, one(1), described=SCORES, ask_model=ask_model))
+    assert asked == [("scores",)]
+
+
+def test_a_number_is_no_text():
+    """A rule's number for an output of texts was handed on as it was, and broke the writer of the answer."""
+    with pytest.raises(Refusal, match="down"): answer_with([{"value": {"t": 0.5}}], one(1), {"t": TEXT})

@@ -8,7 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -349,3 +352,86 @@ def test_the_journals_of_one_process_are_bounded(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("*/*.arrows"))) == 3
     log.close()
     assert sorted(read_log(tmp_path)["version"]) == list(range(8))
+
+
+# ---- a log that would grow without end -------------------------------------------------------------------------------
+
+
+def log_day(folder, day, model="m", **more):
+    """One Parquet file with the rows of a day."""
+    log = PredictionLog(folder, **more)
+    for i in range(200): log.write(f"{day}-{i}", model, 1, "s", {"x": np.array([i * 1.0])}, {"y": np.array([i * 2.0])}, 0.0, 1.7e9 + day * 86400 + i)
+    assert log.close()
+
+
+def size_of(folder): return sum(path.stat().st_size for path in Path(folder).glob("*/*.*"))
+
+
+def test_a_log_stays_as_small_as_it_was_told(tmp_path, caplog):
+    """The oldest rows go first, of whatever model; what is left is whole and can be read."""
+    log_day(tmp_path, 0, "old")
+    most = 3 * size_of(tmp_path) + 100
+    for day in range(1, 9): log_day(tmp_path, day, most_bytes=most)
+    assert size_of(tmp_path) <= most
+    table = read_log(tmp_path)
+    assert sorted(table["request_id"].str.split("-").str[0].astype(int).unique()) == [6, 7, 8] and len(table) == 600
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "rows of 2023 have their labels"
+
+
+def test_young_rows_are_not_deleted_in_silence(tmp_path, caplog):
+    today = (time.time() - 1.7e9) / 86400 - 1
+    for day in (today, today + 0.1): log_day(tmp_path, day)
+    log_day(tmp_path, today + 0.2, most_bytes=10)
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(said) == 2 and "oldest files were deleted (2, 0.0 MB)" in said[0] and "(1, 0.0 MB)" in said[1] and read_log(tmp_path).empty
+
+
+def test_files_go_by_age_when_somebody_wants_it(tmp_path):
+    today = (time.time() - 1.7e9) / 86400
+    for day in (0, today - 40, today - 3): log_day(tmp_path, day, most_bytes=0)
+    log_day(tmp_path, today - 1, most_bytes=0, most_days=30)
+    assert len(read_log(tmp_path)) == 400
+
+
+def test_what_is_being_written_is_never_deleted(tmp_path):
+    """Journals count and stay, living and orphaned; files that are none of ours are left alone."""
+    log = PredictionLog(tmp_path, most_bytes=1, rotate_rows=10**9)
+    log.write("r", "m", 1, "s", {"x": np.zeros(1)}, {}, 0.0)
+    assert log.flush()
+    (journal,) = tmp_path.glob("m/*.arrows")
+    (tmp_path / "m/notes.parquet").write_bytes(b"not a log")
+    assert journals.clear_log(tmp_path, 1, 1e-9, 4e9).files == 0 and journal.exists() and len(read_log(tmp_path)) == 1
+    log.close()
+    assert not list(tmp_path.glob("m/*.arrows")) and (tmp_path / "m/notes.parquet").exists()
+
+
+def test_a_reader_passes_over_what_is_deleted_under_its_hands(tmp_path):
+    for day in range(3): log_day(tmp_path, day)
+    parts = iterate_log(tmp_path)
+    assert len(next(parts)) == 200
+    journals.clear_log(tmp_path, 1)
+    assert sum(map(len, parts)) == 0
+
+
+def test_processes_that_clear_one_folder_take_turns(tmp_path):
+    """Eight at once delete no more than one would."""
+    for day in range(10): log_day(tmp_path, day)
+    most, found = size_of(tmp_path) // 2, []
+    threads = [threading.Thread(target=lambda: found.append(journals.clear_log(tmp_path, most))) for _ in range(8)]
+    for one in threads: one.start()
+    for one in threads: one.join()
+    assert sum(one.files for one in found) == 5 and len(read_log(tmp_path)) == 1000
+
+
+def test_the_usual_limit_is_ten_gibibytes_or_a_tenth_of_the_disk(tmp_path, monkeypatch):
+    from mlnb.serving.process import open_prediction_log
+    from mlnb.serving.serve_command import options_of
+
+    asked = {"model_base_path": "/m", "prediction_log": str(tmp_path)}
+    cases = ((1 << 50, {}, (10 << 30, 0.0)), (50 << 30, {}, (5 << 30, 0.0)), (1, {"prediction_log_bytes": 0, "prediction_log_days": 2.0}, (0, 172800.0)))
+    for total, chosen, most in cases:
+        monkeypatch.setattr("mlnb.serving.prediction_log.shutil.disk_usage", lambda folder, total=total: SimpleNamespace(total=total))
+        log = open_prediction_log(options_of(Namespace(**asked, **chosen)))
+        assert log._keeper.most == most
+        log.close()
+    with pytest.raises(ServingError, match="smaller than nothing"): options_of(Namespace(**asked, prediction_log_bytes=-1))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from fake_servable import SLOW, fake_loader, fake_model
+from fake_servable import SLOW, FakeServable, fake_loader, fake_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +23,7 @@ from mlnb.serving import messages
 from mlnb.serving.serve_options import ServerOptions
 from mlnb.serving.server import start_server
 from mlnb.serving.tensors import to_tensor
+from mlnb.serving.twin import TwinOutputs
 
 ROOT = Path(__file__).parents[1]
 PREDICT = "/v1/models/m:predict"
@@ -424,6 +425,153 @@ def test_a_model_that_does_not_load_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("mlnb.serving.process.loader", broken)
     with pytest.raises(ServingError, match="cannot be loaded"):
         start_server(ServerOptions(model_name="m", model_base_path=str(tmp_path / "m"), rest_port=0, grpc_port=None, load_retries=0))
+
+
+def test_a_start_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    """Threads, models and the prediction log of a server that could not start stayed in the process of the notebook."""
+    for name in "mn": fake_model(tmp_path / name, 2)
+    made = []
+    def loader(options, metrics):
+        def load(model, version, folder):
+            if model == "n": raise ValueError("no graph")
+            made.append(FakeServable(version))
+            return made[-1]
+        return load
+    monkeypatch.setattr("mlnb.serving.process.loader", loader)
+    config = "".join(f'config {{ name: "{name}" base_path: "{tmp_path / name}" model_platform: "tensorflow" }} ' for name in "mn")
+    before = set(threading.enumerate())
+    with pytest.raises(ServingError, match="cannot be loaded"):
+        start_server(ServerOptions(model_config=f"model_config_list {{ {config} }}", rest_port=0, grpc_port=None, load_retries=0, prediction_log=str(tmp_path / "log"),
+                                   access_log=str(tmp_path / "access")))
+    until = time.monotonic() + 5
+    while (left := [one.name for one in threading.enumerate() if one not in before]) and time.monotonic() < until: time.sleep(0.02)
+    assert not left and [one.closed for one in made] == [True]
+
+
+# ---- a model that is wanted and not there ---------------------------------------------------------------------------
+
+
+def tell_signature(folder):
+    """Let a version's folder say what the stand-in would be asked; it has no graph."""
+    saved = messages.SavedModel()
+    graph = saved.meta_graphs.add()
+    graph.meta_info_def.tags.append("serve")
+    for side, name in (("inputs", "x"), ("outputs", "y")):
+        one = getattr(graph.signature_def["serving_default"], side)[name]
+        one.name, one.dtype = f"{name}:0", 1
+        one.tensor_shape.dim.add(size=-1)
+    (folder / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+
+def failing_until(mended):
+    """A loader that fails until somebody mends it."""
+    def loader(options, metrics):
+        def load(model, version, folder):
+            if not mended.is_set(): raise ValueError("no graph")
+            return FakeServable(version)
+        return load
+    return loader
+
+
+def fallbacks(folder, **models):
+    """A file of fallbacks."""
+    (folder / "fallbacks.json").write_text(json.dumps({name: {"deadline_ms": 500, "to": steps} for name, steps in models.items()}))
+    return str(folder / "fallbacks.json")
+
+
+def test_a_fallback_answers_for_a_model_that_does_not_load(tmp_path, monkeypatch):
+    """The server starts, says who answers and why, refuses what the model would refuse, and is not ready; the model takes over when it comes."""
+    fake_model(tmp_path / "m", 2)
+    tell_signature(tmp_path / "m/2")
+    mended = threading.Event()
+    monkeypatch.setattr("mlnb.serving.process.loader", failing_until(mended))
+    options = ServerOptions(model_name="m", model_base_path=str(tmp_path / "m"), rest_port=0, grpc_port=0, poll_seconds=0.1, drain_seconds=2.0,
+                            fallback_file=fallbacks(tmp_path, m=[{"value": {"y": -1.0}}]), prediction_log=str(tmp_path / "log"))
+    with start_server(options) as server:
+        status, headers, body = ask(server, body=b'{"instances": [1.0, 5.0]}', x_request_id="one")
+        assert (status, json.loads(body)["predictions"], headers["x-mlnb-fallback"]) == (200, [-1.0, -1.0], "value;reason=absent")
+        assert "x-mlnb-model-version" not in headers
+        assert ask(server, "/v1/models/m/versions/2:predict")[0] == 200
+        code, answer = call(server, message=predict_request(1.0))
+        assert code == "OK" and list(messages.PredictResponse.FromString(answer).outputs["y"].float_val) == [-1.0]
+        for path, body in ((PREDICT, b'{"instances": ["a"]}'), (PREDICT, b'{"instances": [{"z": 1.0}]}'), (PREDICT, b'{"signature_name": "s", "instances": [1.0]}'),
+                           ("/v1/models/m/labels/canary:predict", ONE)): assert ask(server, path, body)[0] == 400, (path, body)
+        wrong = predict_request(1.0)
+        wrong.inputs["x"].dtype = 3
+        assert call(server, message=wrong)[0] == "INVALID_ARGUMENT"
+        for path in ("/v1/models/n:predict", "/v1/models/m/versions/7:predict"): assert ask(server, path)[0] == 404, path
+        assert call(server, message=predict_request(1.0, name="n"))[0] == "NOT_FOUND"
+        assert ask(server, "/v1/models/m/metadata", None)[0] == 404 and ask(server, "/readyz", None)[0] == 503
+        assert b'mlnb_fallback_answers_total{model="m",who="value",reason="absent"} 3' in ask(server, "/monitoring/prometheus/metrics", None)[2]
+        mended.set()
+        (tmp_path / "m/2/graph").write_text("here")
+        until = time.monotonic() + 20
+        while ask(server, "/readyz", None)[0] == 503 and time.monotonic() < until: time.sleep(0.05)
+        status, headers, body = ask(server)
+        assert (json.loads(body)["predictions"], headers["x-mlnb-model-version"]) == ([3.0], "2") and "x-mlnb-fallback" not in headers
+    from mlnb.serving.prediction_log import read_log
+    first = read_log(tmp_path / "log").iloc[0]
+    assert (first["request_id"], first["version"], first["fallback"]) == ("one", 0, "value;reason=absent")
+
+
+def test_a_model_whose_signature_nobody_knows_is_not_stood_in_for(tmp_path, monkeypatch):
+    fake_model(tmp_path / "m", 2)
+    monkeypatch.setattr("mlnb.serving.process.loader", failing_until(threading.Event()))
+    options = ServerOptions(model_name="m", model_base_path=str(tmp_path / "m"), rest_port=0, grpc_port=None, load_retries=0, fallback_file=fallbacks(tmp_path, m=[{"value": 1.0}]))
+    with pytest.raises(ServingError, match="cannot be loaded"): start_server(options)
+
+
+def test_the_signature_of_who_answers_serves_where_the_own_is_lost(tmp_path, monkeypatch):
+    """Another model is loaded and stands in; versions that are taken away leave the signature they had."""
+    for name in "mn": fake_model(tmp_path / name, 2)
+    monkeypatch.setattr("mlnb.serving.process.loader", fake_loader)
+    config = "".join(f'config {{ name: "{name}" base_path: "{tmp_path / name}" model_platform: "tensorflow" }} ' for name in "mn")
+    options = ServerOptions(model_config=f"model_config_list {{ {config} }}", rest_port=0, grpc_port=None, poll_seconds=0.1, drain_seconds=2.0,
+                            fallback_file=fallbacks(tmp_path, m=[{"model": "n"}]))
+    with start_server(options) as server:
+        assert "x-mlnb-fallback" not in ask(server)[1]
+        (tmp_path / "m/2").rename(tmp_path / "m/gone")
+        until = time.monotonic() + 20
+        while "x-mlnb-fallback" not in (found := ask(server))[1] and time.monotonic() < until:
+            assert found[0] == 200, found
+        assert (found[0], found[1]["x-mlnb-fallback"], json.loads(found[2])["predictions"]) == (200, "model:n;reason=absent", [3.0])
+
+
+@pytest.mark.parametrize(("steps", "said"), [([{"value": {"z": 1.0}}], "nothing is said of the output y"), ([{"model": "nobody"}, {"rule": "0.1 * age"}], "has no input age")])
+def test_a_fallback_that_can_never_answer_is_no_start(tmp_path, monkeypatch, steps, said):
+    with pytest.raises(ServingError, match="nobody can ever answer") as caught, serving(tmp_path / "m", monkeypatch, fallback_file=fallbacks(tmp_path, m=steps)): pass
+    assert said in str(caught.value)
+
+
+def test_a_step_that_does_not_fit_is_said_once_and_served_around(tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "m"
+    fake_model(folder, 2)
+    file = fallbacks(tmp_path, m=[{"rule": "0.1 * age"}, {"value": 1.0}], other=[{"value": 1.0}])
+    with serving(folder, monkeypatch, fallback_file=file, poll_seconds=0.1) as server:
+        said = [record.message for record in caplog.records if "fallback_unfit" in record.message]
+        assert len(said) == 2 and "model=m" in said[0] and "has no input age" in said[0] and "model=other" in said[1] and "not served here" in said[1]
+        (folder / "3").mkdir()
+        until = time.monotonic() + 20
+        while ask(server)[1].get("x-mlnb-model-version") != "3" and time.monotonic() < until: time.sleep(0.02)
+        still = json.loads(ask(server, body=b'{"instances": [2.0]}')[2])["predictions"]
+    assert still == [4.0] and len([record for record in caplog.records if "fallback_unfit" in record.message]) == 2
+
+
+def test_the_metrics_name_who_computed(tmp_path, monkeypatch):
+    """An answer of the ONNX twin was counted as TensorFlow's."""
+    class Twinned(FakeServable):
+        async def answer(self, signature, feeds, outputs=None, deadline=None):
+            found = await super().answer(signature, feeds, outputs, deadline)
+            return TwinOutputs(found) if feeds["x"].size else found
+    def loader(options, metrics): return lambda model, version, folder: Twinned(version)
+    fake_model(tmp_path / "m", 2)
+    monkeypatch.setattr("mlnb.serving.process.loader", loader)
+    with start_server(ServerOptions(model_name="m", model_base_path=str(tmp_path / "m"), rest_port=0, grpc_port=0, drain_seconds=2.0)) as server:
+        for _ in range(2): assert ask(server)[0] == 200
+        assert call(server, message=predict_request(1.0))[0] == "OK" and ask(server, body=b'{"inputs": []}')[0] == 200
+        page = ask(server, "/monitoring/prometheus/metrics", None)[2].decode()
+    counts = {line.split("runtime=")[1].split('"')[1]: int(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith(":tensorflow:serving:runtime_latency_count{")}
+    assert counts == {"ONNX": 3, "TF1": 1}
 
 
 # ---- the OpenAPI description ----------------------------------------------------------------------------------------

@@ -125,16 +125,16 @@ def divide_outputs(
     sizes:Sequence[int],               # rows of each request
     filler:int=0,                      # rows at the end that belong to nobody
 ) -> list[dict[str, np.ndarray]]:      # the outputs of each request
-    "Give every request its rows of the outputs; raises `Refusal` when they have no such rows."
+    "Give every request its rows of the outputs, in a dictionary of the same kind; raises `Refusal` when they have no such rows."
     total = sum(sizes) + filler
     for array in found.values():
         if not array.shape: raise Refusal("FAILED_PRECONDITION", "Batched output tensor has 0 dimensions")
         if array.shape[0] != total:
             raise Refusal("FAILED_PRECONDITION", "Batched output tensor's 0th dimension does not equal the sum of the 0th "
                                                  "dimension sizes of the input tensors")
-    parts, start = [], 0
+    parts, start, kind = [], 0, type(found) if isinstance(found, dict) else dict
     for size in sizes:
-        parts.append({name: array[start:start + size] for name, array in found.items()})
+        parts.append(kind((name, array[start:start + size]) for name, array in found.items()))
         start += size
     return parts
 

@@ -193,7 +193,7 @@ class Batcher:
             self._open -= 1
             for one in requests: one.left = True
         if len(requests) == 1: return requests[0].found
-        return {name: np.concatenate([one.found[name] for one in requests]) for name in requests[0].found}
+        return type(requests[0].found)((name, np.concatenate([one.found[name] for one in requests])) for name in requests[0].found)
 
     @property
     def executions(self) -> int:

@@ -115,9 +115,12 @@ class ModelState:
         self.facts, self.labels = facts, dict(config.version_labels) if config else {}
         if not config: self.wanted = {}
 
-    def given_up(self) -> bool:
+    def given_up(
+        self,
+        at_once:bool=False,  # does the first attempt count?
+    ) -> bool:
         "Did every version fail for good?"
-        return bool(self.versions) and all(one.state == "error" for one in self.versions.values())
+        return bool(self.versions) and all(one.has_failed() if at_once else one.state == "error" for one in self.versions.values())
 
 # %% ../../nbs/serving/46_fleet.ipynb #baa0fb4d
 class Fleet:
@@ -204,6 +207,22 @@ class Fleet:
             if ready: routes[name, None, None] = ready[max(ready)]
             routes |= {(name, None, label): ready[number] for label, number in self.labels[name].items() if number in ready}
         self.routes = routes
+
+    def absent(
+        self,
+        model:str,              # name
+        version:int|None=None,  # number; None: the newest that is wanted
+        label:str|None=None,    # instead of a number
+    ) -> tuple[int, Path|None, str]|None:  # number (0: there is none at all), folder, why it cannot be asked; None: nobody wants this here
+        "The version that a request means, where the configuration wants it and it is not there."
+        state = self.models.get(model)
+        if state is None or state.facts is None: return None
+        if label is not None and (version := state.labels.get(label)) is None: return None
+        if version is None: version = max(state.versions, default=0)
+        elif version not in state.wanted: return None
+        one = state.versions.get(version)
+        if one is None: return 0, None, state.trouble or "no version of it is there"
+        return version, one.folder, one.problem[1] or "it is not loaded yet"
 
     def loaded(
         self,

@@ -26,7 +26,7 @@ from .tensors import to_array, to_tensor
 # %% ../../nbs/serving/54_handlers.ipynb #d63f4031
 class Call:
     "One request on its way, and what is known of it so far."
-    __slots__ = ("door", "action", "model", "version", "signature", "request_id", "deadline", "code", "mark", "examples", "runtime")
+    __slots__ = ("door", "action", "model", "version", "signature", "request_id", "deadline", "code", "mark", "examples", "seconds", "runtime")
 
     def __init__(
         self,
@@ -37,7 +37,8 @@ class Call:
     ):
         self.door, self.action, self.request_id = door, action, request_id
         self.deadline = time.monotonic() + seconds
-        self.model, self.version, self.signature, self.code, self.mark, self.examples, self.runtime = "", 0, "", "OK", "", 0, 0.0
+        self.model, self.version, self.signature, self.code, self.mark, self.examples = "", 0, "", "OK", "", 0
+        self.seconds, self.runtime = 0.0, "TF1"   # inside the model, and who computed it
 
 # %% ../../nbs/serving/54_handlers.ipynb #6afdca9c
 class Rules(NamedTuple):
@@ -57,9 +58,10 @@ class Handlers:
         answer:Callable|None=None,       # what stands between a call and its servable: fallbacks and prediction log; see `Handlers.ask`
         reload:Callable|None=None,       # applies a new configuration, blocking; the manager's own, when left out
         counted:Callable[[str], int]=lambda name: 0,  # what a counter of the metrics stands at
+        stand_in:Callable|None=None,     # (model, version, label, refusal) -> what is lent for a model that is not there, or None
     ):
         self.manager, self.rules, self.answer, self.counted = manager, rules, answer or ask, counted
-        self.reload_config = reload or (lambda config: manager.apply(config, rules.reload_seconds))
+        self.stand_in, self.reload_config = stand_in, reload or (lambda config: manager.apply(config, rules.reload_seconds))
         self.aside = ThreadPoolExecutor(2, thread_name_prefix="aside")   # parses and writes what is large
         self.slow = ThreadPoolExecutor(2, thread_name_prefix="control")  # reloads
         self._dtypes: WeakKeyDictionary = WeakKeyDictionary()
@@ -68,7 +70,11 @@ class Handlers:
         "Borrow the version that a call means; raises `Refusal`."
         call.model = model
         if version is None and not label: label = self.rules.defaults.get(model)
-        return self.manager.lease(model, version, label)
+        try: return self.manager.lease(model, version, label)
+        except Refusal as e:
+            other = self.stand_in(model, version, label, e) if self.stand_in and call.action not in ("status", "metadata") else None
+            if other is None: raise
+            return other
 
     def input_types(self, servable:Any, name:str) -> Mapping[str, str]:
         "Input alias -> type of a signature, kept for the next call; raises `Refusal` as REST does."
@@ -92,7 +98,7 @@ class Handlers:
 
 # %% ../../nbs/serving/54_handlers.ipynb #7a490aec
 async def ask(
-    call:Call,                        # the request; its runtime is filled in
+    call:Call,                        # the request; its seconds and runtime are filled in
     lease:Any,                        # of the version that answers
     feeds:Mapping[str, np.ndarray],   # input alias -> array
     outputs:tuple[str, ...]|None,     # aliases wanted; None: all
@@ -100,7 +106,7 @@ async def ask(
     "Let a servable answer, within the call's deadline; raises `Refusal`."
     started = time.monotonic()
     found = await lease.servable.answer(call.signature, feeds, outputs, call.deadline)
-    call.runtime = time.monotonic() - started
+    call.seconds, call.runtime = time.monotonic() - started, getattr(found, "runtime", "TF1")
     return found
 
 # %% ../../nbs/serving/54_handlers.ipynb #745e6129

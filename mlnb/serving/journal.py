@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['weigh', 'kind_of', 'Requests', 'example_columns', 'request_block', 'Journal', 'whole_blocks', 'to_parquet', 'adopt',
-           'folder_of']
+           'folder_of', 'Cleared', 'clear_log']
 
 # %% ../../nbs/serving/37_journal.ipynb #7a4c6b30
 import hmac
@@ -13,9 +13,10 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 import numpy as np
 from ..files import write_atomic
@@ -267,3 +268,41 @@ def folder_of(
 ) -> Path:            # where its rows are
     "The folder of a model in a log."
     return Path(folder)/re.sub(r"^\.", "%2E", quote(model, safe=""))
+
+# %% ../../nbs/serving/37_journal.ipynb #294fd8cd
+class Cleared(NamedTuple):
+    "What was deleted from a log."
+    files: int
+    size: int       # bytes
+    newest: float   # time of the newest row that went, in s since 1970; 0: none did
+
+def clear_log(
+    folder:Path|str,          # of the log
+    most_bytes:int=0,         # of all models and journals together; 0: any
+    most_seconds:float=0.0,   # age of the newest row of a file; 0: any
+    now:float|None=None,      # s since 1970
+) -> Cleared:
+    "Delete the oldest Parquet files of a log that is too large or too old; nothing while another process does it."
+    import fcntl
+    now, gone = time.time() if now is None else now, Cleared(0, 0, 0.0)
+    turn = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        sizes = {path: _size(path) for kind in ("arrows", "parquet") for path in Path(folder).glob(f"*/*.{kind}")}
+        total = sum(sizes.values())
+        for end, path in sorted((_end_of(path.name), path) for path in sizes if _NAME.fullmatch(path.name)):
+            if not (most_bytes and total > most_bytes or most_seconds and end < now - most_seconds): continue
+            path.unlink(missing_ok=True)
+            total -= sizes[path]
+            gone = Cleared(gone.files + 1, gone.size + sizes[path], max(gone.newest, end))
+    except BlockingIOError: pass
+    finally: os.close(turn)
+    return gone
+
+_NAME = re.compile(r"(\d{8}T\d{12})-(\d{8}T\d{12})-(.+)\.parquet")
+
+def _size(path):
+    try: return path.stat().st_size
+    except FileNotFoundError: return 0
+
+def _end_of(name): return datetime.strptime(name.split("-")[1], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC).timestamp()

@@ -6,12 +6,12 @@
 __all__ = ['lite_runner', 'add_lite_twin']
 
 # %% ../../nbs/serving/15_lite_twin.ipynb #242c8c70
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np
 from ..errors import missing_extra
-from .parity import Twin, compare_twin, keep_twin
+from .parity import Converter, Twin, add_twin
 from ..training.quiet import import_quietly, no_error_stream, quiet
 
 # %% ../../nbs/serving/15_lite_twin.ipynb #ac8d0717
@@ -35,7 +35,7 @@ def _converted(folder):
 # %% ../../nbs/serving/15_lite_twin.ipynb #2140b156
 def lite_runner(
     model:bytes|str|Path,  # a LiteRT model, or its file
-) -> object:               # a function: rows by input name to outputs by name
+) -> Callable:             # rows by input name to outputs by name
     "A LiteRT model as a function on one thread; raises `MissingExtraError` without ai-edge-litert."
     try: from ai_edge_litert.interpreter import Interpreter
     except ImportError as e: raise missing_extra("ai-edge-litert", "edge", "a LiteRT twin") from e
@@ -60,18 +60,21 @@ def _names(content):
     return {name: name for name in found["inputs"]}, {name: name for name in found["outputs"]}
 
 # %% ../../nbs/serving/15_lite_twin.ipynb #d622b5b9
+def _runtime():
+    from ai_edge_litert import __version__ as version
+    return f"ai-edge-litert {version}"
+
+def _made(folder):
+    content = _converted(folder)
+    return content if isinstance(content, str) else (content, *_names(content))
+
+_LITE = Converter("lite", "model.tflite", "edge", "a LiteRT twin", _runtime, (_made,), lite_runner)
+
+# %% ../../nbs/serving/15_lite_twin.ipynb #9a8f58f0
 def add_lite_twin(
     folder:Path|str,                    # an exported SavedModel
     examples:Mapping[str, np.ndarray],  # input name -> (n, ...) real rows; a DataFrame will do
     tolerance:float=1e-5,               # largest difference allowed, see `parity.difference`; at least 0
 ) -> Twin:                              # accepted, or not and why
-    "Convert `serving_default` to LiteRT, compare, and keep it beside the model if it says the same; an unfit model is no error."
-    unfit = Twin("lite", "model.tflite", False, "", tolerance=tolerance)
-    try: from ai_edge_litert import __version__ as version
-    except ImportError:
-        missing = missing_extra("ai-edge-litert", "edge", "a LiteRT twin")
-        return keep_twin(folder, unfit._replace(reason=f"{missing.problem}: {missing.cure}"))
-    unfit, content = unfit._replace(runtime=f"ai-edge-litert {version}"), _converted(folder)
-    if isinstance(content, str): return keep_twin(folder, unfit._replace(reason=content))
-    run, names = lite_runner(content), _names(content)
-    return keep_twin(folder, compare_twin(unfit._replace(inputs=names[0], outputs=names[1]), folder, run, examples, tolerance), content)
+    "Keep a LiteRT twin of `serving_default` beside the model if it says the same; an unfit model is no error."
+    return add_twin(_LITE, folder, examples, tolerance)

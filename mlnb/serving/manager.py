@@ -115,6 +115,7 @@ class Manager:
     ):
         self.poll_seconds, self.settle_seconds, self._poll_at = poll_seconds, settle_seconds, float("inf")
         self.labels_for_unavailable, self.labels_wait = labels_for_unavailable, labels_wait
+        self.covered: frozenset[str] = frozenset()   # models that somebody stands in for: nobody waits for their further attempts
         self._load_servable, self._clock = load, clock
         self._applying, self._looking, self._changed = threading.Lock(), threading.Lock(), threading.Condition(threading.RLock())
         self._wake, self._told = threading.Event(), _Events(self._changed, on_event)
@@ -186,6 +187,14 @@ class Manager:
         which = "any versions" if version is None else f"version {version}"
         raise Refusal("NOT_FOUND", f"Could not find {which} of model {model}")
 
+    def absent(self, model:str, version:int|None=None, label:str|None=None) -> tuple[int, Path|None, str]|None:
+        "What `Fleet.absent` says of a version that could not be lent."
+        with self._changed: return self._fleet.absent(model, version, label)
+
+    def missing(self) -> list[str]:
+        "The configured models that cannot be asked."
+        return [name for name in self.models() if (name, None, None) not in self._fleet.routes]
+
     def models(self) -> list[str]:
         "Names of the configured models."
         with self._changed: return [name for name, model in self._fleet.models.items() if model.facts]
@@ -199,7 +208,7 @@ class Manager:
 
     def ready(self) -> bool:
         "Was a configuration applied, and can every model of it be asked?"
-        return self._applied and not self._stopping and all((name, None, None) in self._fleet.routes for name in self.models())
+        return self._applied and not self._stopping and not self.missing()
 
     @property
     def events(self) -> list[dict]:
@@ -265,7 +274,7 @@ class Manager:
         with self._changed:
             while missing := [name for name in names if (name, None, None) not in self._fleet.routes]:
                 if self._stopping: raise Refusal("UNAVAILABLE", "The server is shutting down.")
-                given_up = all(self._fleet.models[name].given_up() for name in missing if name in self._fleet.models)
+                given_up = all(self._fleet.models[name].given_up(name in self.covered) for name in missing if name in self._fleet.models)
                 if given_up or time.monotonic() >= until: raise _not_available(self._fleet, missing)
                 self._changed.wait(min(1.0, max(0.0, until - time.monotonic())))
 

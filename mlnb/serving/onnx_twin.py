@@ -7,12 +7,12 @@ __all__ = ['onnx_runner', 'add_onnx_twin']
 
 # %% ../../nbs/serving/14_onnx_twin.ipynb #470fae87
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 from ..errors import missing_extra
-from .parity import Twin, compare_twin, keep_twin
+from .parity import Converter, Twin, add_twin
 from ..training.quiet import import_quietly, quiet
 
 # %% ../../nbs/serving/14_onnx_twin.ipynb #cae1b767
@@ -90,7 +90,7 @@ def _unknown(model):
 # %% ../../nbs/serving/14_onnx_twin.ipynb #94f61e88
 def onnx_runner(
     model:bytes|str|Path,  # an ONNX model, or its file
-) -> object:               # a function: rows by input name to outputs by name
+) -> Callable:             # rows by input name to outputs by name
     "An ONNX model as a function on one thread; raises `MissingExtraError` without onnxruntime."
     try: import onnxruntime
     except ImportError as e: raise missing_extra("onnxruntime", "onnx", "an ONNX twin") from e
@@ -120,25 +120,20 @@ def _made(folder, careful):
     return content, inputs, outputs
 
 # %% ../../nbs/serving/14_onnx_twin.ipynb #fb4c99de
+def _runtime():
+    import onnx
+    import onnxruntime
+    import tf2onnx
+    return f"onnxruntime {onnxruntime.__version__}; from tf2onnx {tf2onnx.__version__}, onnx {onnx.__version__}"
+
+_TRIES = (lambda folder: _made(folder, False), lambda folder: _made(folder, True))
+_ONNX = Converter("onnx", "model.onnx", "onnx", "an ONNX twin", _runtime, _TRIES, onnx_runner)
+
+# %% ../../nbs/serving/14_onnx_twin.ipynb #c69b7753
 def add_onnx_twin(
     folder:Path|str,                    # an exported SavedModel
     examples:Mapping[str, np.ndarray],  # input name -> (n, ...) real rows; a DataFrame will do
     tolerance:float=1e-5,               # largest difference allowed, see `parity.difference`; at least 0
 ) -> Twin:                              # accepted, or not and why
-    "Convert `serving_default` to ONNX, compare, and keep it beside the model if it says the same; an unfit model is no error."
-    unfit = Twin("onnx", "model.onnx", False, "", tolerance=tolerance)
-    try:
-        import onnx
-        import onnxruntime
-        import tf2onnx
-    except ImportError as e:
-        missing = missing_extra(str(e.name), "onnx", "an ONNX twin")
-        return keep_twin(folder, unfit._replace(reason=f"{missing.problem}: {missing.cure}"))
-    unfit = unfit._replace(runtime=f"onnxruntime {onnxruntime.__version__}; from tf2onnx {tf2onnx.__version__}, onnx {onnx.__version__}")
-    for careful in (False, True):
-        made = _made(folder, careful)
-        if isinstance(made, str): return keep_twin(folder, unfit._replace(reason=made))
-        content, inputs, outputs = made
-        twin = compare_twin(unfit._replace(inputs=inputs, outputs=outputs), folder, onnx_runner(content), examples, tolerance)
-        if twin.accepted: break
-    return keep_twin(folder, twin, content)
+    "Keep an ONNX twin of `serving_default` beside the model if it says the same; an unfit model is no error."
+    return add_twin(_ONNX, folder, examples, tolerance)

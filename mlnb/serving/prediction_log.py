@@ -13,15 +13,16 @@ import math
 import os
 import re
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 import numpy as np
 from ..errors import MlnbError, ServingError
 from ..files import disk_error
-from .journal import Journal, Requests, adopt, folder_of, kind_of, request_block, to_parquet, weigh, whole_blocks
+from .journal import Journal, Requests, adopt, clear_log, folder_of, kind_of, request_block, to_parquet, weigh, whole_blocks
 
 # %% ../../nbs/serving/50_prediction_log.ipynb #e0e472c7
 def is_sampled(
@@ -33,7 +34,7 @@ def is_sampled(
     return int.from_bytes(hashlib.blake2b(request_id.encode(errors="replace"), digest_size=8).digest(), "big") < share * 2**64
 
 # %% ../../nbs/serving/50_prediction_log.ipynb #228581c7
-SALT = "MLNB_LOG_SALT"
+SALT, LOG_BYTES = "MLNB_LOG_SALT", 10 << 30
 _LOG, _now = logging.getLogger(__name__), time.time
 _JOURNAL_BYTES, _JOURNALS, _WARN_SECONDS = 64 << 20, 64, 10.0
 
@@ -48,8 +49,8 @@ def _check_columns(sample, mask, hashed, salt):
 class _Keeper:
     "The thread's side: what waits becomes journals, and journals become Parquet."
 
-    def __init__(self, folder, writer, rotate, hiding, facts):
-        self.folder, self.writer, self.rotate_at, self.hiding, self.facts = folder, writer, rotate, hiding, facts
+    def __init__(self, folder, writer, rotate, hiding, facts, most):
+        self.folder, self.writer, self.rotate_at, self.hiding, self.facts, self.most = folder, writer, rotate, hiding, facts, most
         self.journals, self.made = {}, 0
 
     def keep(self, waiting):
@@ -91,6 +92,17 @@ class _Keeper:
             try: adopt(path)
             except (OSError, MlnbError) as e: _LOG.warning("prediction log: a journal waits: %s", e)
 
+    def clear(self):
+        "Delete what is too old or too much; a warning says so where it is younger than a month, when labels may still come."
+        try: gone = clear_log(self.folder, *self.most)
+        except OSError as e: return _LOG.warning("prediction log: it cannot be looked through: %s", e)
+        level = logging.WARNING if gone.newest > time.time() - 30 * 86400 else logging.INFO
+        if gone.files:
+            _LOG.log(level, "prediction log: its oldest files were deleted (%d, %.1f MB), with rows up to %s: it may have %.1f MB%s",
+                     gone.files, gone.size / 1e6, datetime.fromtimestamp(gone.newest, UTC).isoformat(timespec="minutes"), self.most[0] / 1e6,
+                     f" and {self.most[1] / 86400:g} days" if self.most[1] else "")
+        return None
+
 # %% ../../nbs/serving/50_prediction_log.ipynb #33530f88
 class PredictionLog:
     "A log of requests and answers that never makes anybody wait; one for each process, made after it was forked."
@@ -107,18 +119,22 @@ class PredictionLog:
         flush_seconds:float=0.05,      # what may be lost when the process is killed, s
         queue_rows:int=50_000,         # rows that may wait; more are dropped and counted
         queue_bytes:int=256 << 20,     # bytes of arrays that may wait
+        most_bytes:int|None=None,      # of the folder; the oldest files go; None: 10 GiB, or a tenth of the disk where that is less; 0: any
+        most_days:float=0.0,           # age of a file; 0: any
     ):
         salt = salt or os.environ.get(SALT, "")
         _check_columns(sample, mask, hashed, salt)
         facts = {"format": 1, "sample": sample, "masked": sorted(mask), "hashed": sorted(hashed)}
         self.sample, self._seconds, self._most = sample, (flush_seconds, rotate_seconds), (queue_rows, queue_bytes)
         self._keeper = _Keeper(Path(folder), f"{os.getpid():x}{secrets.token_hex(4)}", (rotate_rows, rotate_seconds),
-                               (frozenset(mask), frozenset(hashed), salt.encode()), {b"mlnb": json.dumps(facts).encode()})
+                               (frozenset(mask), frozenset(hashed), salt.encode()), {b"mlnb": json.dumps(facts).encode()}, (0, 0.0))
         self._lock, self._wake, self._done = threading.Lock(), threading.Event(), threading.Condition()
         self._waiting, self._rows, self._bytes, self._stop, self._asked, self._answered = {}, 0, 0, False, 0, 0
         self._counts, self._said, self._noted, self._told = {"written": 0, "queue_full": 0, "not_written": 0}, 0, 0, -_WARN_SECONDS
         try: Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as e: raise disk_error(Path(folder), e) from e
+        if most_bytes is None: most_bytes = min(LOG_BYTES, shutil.disk_usage(folder).total // 10)
+        self._keeper.most = most_bytes, most_days * 86400
         self._thread = threading.Thread(target=self._work, name="prediction-log", daemon=True)
         self._thread.start()
 
@@ -166,6 +182,7 @@ class PredictionLog:
             if time.monotonic() - looked >= self._seconds[1]:
                 looked = time.monotonic()
                 self._keeper.adopt()
+                self._keeper.clear()
             self._round(last)
             with self._done:
                 self._answered = ticket
@@ -184,7 +201,9 @@ class PredictionLog:
         if dropped > self._said and (last or time.monotonic() - self._told >= _WARN_SECONDS):
             _LOG.warning("prediction log: %d rows dropped: %s", dropped - self._said, why or "they came faster than the disk takes them")
             self._said, self._told = dropped, time.monotonic()
-        if self._keeper.rotate(dropped - self._noted, last): self._noted = dropped
+        if self._keeper.rotate(dropped - self._noted, last):
+            self._noted = dropped
+            self._keeper.clear()
 
 # %% ../../nbs/serving/50_prediction_log.ipynb #12c9abc8
 _NAME = re.compile(r"(\d{8}T\d{12})-(\d{8}T\d{12})-(.+)\.parquet")
@@ -210,7 +229,9 @@ def _blocks(folder, start, end, columns, rows):
         journals.pop(match[3], None)
         first, last = (pd.to_datetime(match[i], format="%Y%m%dT%H%M%S%f", utc=True) for i in (1, 2))
         if (end is not None and first >= end) or (start is not None and last < start): continue
-        with pq.ParquetFile(path) as file:
+        try: file = pq.ParquetFile(path)
+        except FileNotFoundError: continue   # it was too old, or too much
+        with file:
             names = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
             yield from file.iter_batches(rows, columns=names)
     for blocks in journals.values(): yield from blocks

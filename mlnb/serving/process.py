@@ -9,9 +9,11 @@ __all__ = ['recorder', 'loader', 'answerer', 'served_config', 'metrics_path', 'o
 # %% ../../nbs/serving/62_process.ipynb #18f4c458
 import asyncio
 import logging
+import re
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
@@ -33,6 +35,7 @@ from .rest import Answer, Done, RestDoor
 from .serve_options import ServerOptions
 from .server_files import METRICS_PATH, model_config, model_entry, read_batching, read_model_config, read_monitoring
 from .server_metrics import Metrics, metric_total
+from .stand_in import Nets
 
 # %% ../../nbs/serving/62_process.ipynb #8f7a8d10
 def recorder(
@@ -40,9 +43,14 @@ def recorder(
     log:AccessLog|None,   # None: no access log
 ) -> Done:
     "What the doors tell of every request."
+    instead: Counter[tuple[str, str, str]] = Counter()
+    metrics.add("mlnb_fallback_answers_total", "counter", "Requests that somebody else answered than the model.",
+                lambda: [({"model": model, "who": who, "reason": reason}, count) for (model, who, reason), count in list(instead.items())])
     def done(call, method, path, peer, answer, seconds, size):
+        if mark := re.match("([^;]+);reason=([a-z]+)", call.mark): instead[call.model, mark[1], mark[2]] += 1
         if call.action:
-            metrics.observe(call.model, call.version or None, call.signature, call.action, call.door, call.code, seconds, call.runtime, examples=call.examples)
+            metrics.observe(call.model, call.version or None, call.signature, call.action, call.door, call.code, seconds, call.seconds, call.runtime,
+                            call.examples)
         if log is not None:
             log.add(Access(time.time(), call.request_id, call.door, method, path, peer, call.model, call.version, call.signature, answer.status, call.code,
                            seconds, size, len(answer.body), call.mark))
@@ -80,9 +88,10 @@ def answerer(
     async def answer(call, lease, feeds, outputs):
         began = time.monotonic()
         if fallback := fallbacks.get(call.model):
+            if absent := getattr(lease, "refusal", None): lease.check_values(call.signature, feeds, outputs)
             described = lease.servable.signatures[call.signature].outputs if call.signature in lease.servable.signatures else None
             found, call.mark = await smooth(fallback, lambda: ask(call, lease, feeds, outputs), feeds, outputs, call.signature, described, other,
-                                            call.deadline - time.monotonic())
+                                            call.deadline - time.monotonic(), absent)
         else: found = await ask(call, lease, feeds, outputs)
         if log is not None:
             log.write(call.request_id, call.model, call.version, call.signature, feeds, found, time.monotonic() - began, time.time(), call.mark)
@@ -112,11 +121,12 @@ def open_prediction_log(
     "The prediction log, where one is wanted; raises `ServingError`."
     if not options.prediction_log: return None
     from mlnb.serving.prediction_log import PredictionLog
-    return PredictionLog(options.prediction_log, options.prediction_sample, options.mask, options.hashed)
+    return PredictionLog(options.prediction_log, options.prediction_sample, options.mask, options.hashed,
+                         most_bytes=options.prediction_bytes, most_days=options.prediction_days)
 
 # %% ../../nbs/serving/62_process.ipynb #ec9c0ef4
 _log = logging.getLogger("mlnb.serving")
-_TROUBLE = ("config_unreadable", "config_refused", "folder_unreadable", "close_failed")
+_TROUBLE = ("config_unreadable", "config_refused", "folder_unreadable", "close_failed", "fallback_unfit", "fallback_stands_in")
 
 class Link(NamedTuple):
     "What reaches beyond one process."
@@ -162,22 +172,32 @@ class ServingProcess:
     ):
         self.options, self.rest, self.grpc_port, self.link, self.alone = options, rest, grpc_port, link, alone
         self.held = [rest] if rest is not None else []   # sockets that are open in this process
-        self.draining, self.grpc, self.labels = False, None, {}
+        self.draining, self.started, self.grpc, self.labels = False, False, None, {}
         self.listener: RestListener|None = None
         self.source: ConfigWatch|None = None
         self.metrics, self.tls, self.say = Metrics(), read_tls(options), say
         self.guards = Guards(options.max_request_bytes, options.max_concurrent, read_tokens(options.token_file), options.timeout_seconds)
         self.log = AccessLog(options.access_log) if options.access_log else None
         self.predictions = open_prediction_log(options)
-        self.manager = Manager(loader(options, self.metrics), options.poll_seconds, options.load_retries, options.retry_seconds, options.labels_for_unavailable,
-                               self._event, labels_wait=bool(options.registry))
+        self.nets = Nets(read_fallbacks(options.fallback_file) if options.fallback_file else {}, self._event)
+        self.manager = Manager(self.nets.learn(loader(options, self.metrics)), options.poll_seconds, options.load_retries, options.retry_seconds,
+                               options.labels_for_unavailable, self._event, labels_wait=bool(options.registry))
+        self.nets.manager, self.manager.covered = self.manager, frozenset(self.nets.fallbacks)
         rules = Rules(options.tensor_content, options.check_method_names, self.labels, options.load_seconds)
-        answer = answerer(self.predictions, read_fallbacks(options.fallback_file) if options.fallback_file else {}, self.manager.lease)
-        self.handlers = Handlers(self.manager, rules, answer, link.reload if link else None, lambda name: metric_total(self.metrics.text(), name))
+        answer = answerer(self.predictions, self.nets.fallbacks, self.manager.lease)
+        self.handlers = Handlers(self.manager, rules, answer, link.reload if link else None, lambda name: metric_total(self.metrics.text(), name),
+                                 self.nets.stand_in if self.nets.fallbacks else None)
         self._gauges()
 
     async def start(self, config:Any=None) -> None:
-        "Load what is to be served, then open the doors; raises `ServingError`."
+        "Load what is to be served, then open the doors; raises `ServingError`, and has nothing left open then."
+        try: await self._open(config)
+        except BaseException as e:
+            if self.listener: self.listener.ignore_all()
+            await in_thread(self.close, 0.0 if isinstance(e, asyncio.CancelledError) else 5.0)
+            raise
+
+    async def _open(self, config):
         try: await in_thread(self.load, config)
         except Refusal as e: raise ServingError("what is to be served cannot be loaded", got=e.message) from e
         done = recorder(self.metrics, self.log)
@@ -197,12 +217,25 @@ class ServingProcess:
         if self.alone:
             from mlnb.serving.loaded import freeze_imports
             freeze_imports()
-        self.apply(config or first)
+        try: self.apply(config or first)
+        except Refusal as e:
+            gone = self.manager.missing()
+            if not gone or not all(self.nets.stand_in(name, None, None, e) for name in gone): raise
+            self._event({"event": "fallback_stands_in", "model": ", ".join(gone), "message": f"fallbacks answer: {e.message}"})
+        self.nets.check(first=True)
+        self.started = True
         if every and (options.registry or file): self.source = ConfigWatch(read, self.apply, every, self._event, first)
 
     def apply(self, config:Any) -> None:
         "Take over a configuration in this process; blocks, raises `Refusal`."
-        self.manager.apply(config, self.options.load_seconds)
+        try: self.manager.apply(config, self.options.load_seconds)
+        except Refusal as e:
+            if e.code == "UNKNOWN": self._mean(config)   # it was taken over, and some models did not come
+            raise
+        self._mean(config)
+
+    def _mean(self, config):
+        "Of a registry, calls without a version mean the champion."
         if not self.options.registry: return
         found = default_labels(config)
         self.labels.update(found)
@@ -224,11 +257,11 @@ class ServingProcess:
         await in_thread(self.close)
         return cut
 
-    def close(self) -> None:
+    def close(self, wait_seconds:float=5.0) -> None:
         "Unload everything and write what waits to be written."
         if self.source: self.source.stop()
         self.handlers.close()
-        self.manager.stop(5.0)
+        self.manager.stop(wait_seconds)
         if self.predictions: self.predictions.close()
         if self.log: self.log.close()
 
@@ -263,7 +296,10 @@ class ServingProcess:
                                   for label, number in self.manager.labels(name).items()])
 
     def _event(self, event):
-        if event["event"] == "version" and event["state"] == "END": self.metrics.forget(event["model"], event["version"])
+        if event["event"] == "version":
+            if event["state"] == "END": self.metrics.forget(event["model"], event["version"])
+            for key in [key for key in self.nets.read if key[0] == event["model"]]: self.nets.read.pop(key, None)
+            if event["state"] == "AVAILABLE" and self.started: self.nets.check()
         bad = event.get("code", "OK") not in ("OK", "CANCELLED") or event["event"] in _TROUBLE
         level = logging.WARNING if bad else logging.INFO
         _log.log(level, "%s", " ".join(f"{name}={value}" for name, value in event.items() if name != "time" and value not in ("", None)))

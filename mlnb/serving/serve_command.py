@@ -26,7 +26,7 @@ _UPSTREAM = {"config_poll_seconds": "model_config_file_poll_wait_seconds", "poll
              "warm_up": "enable_model_warmup", "batching_file": "batching_parameters_file", "batching": "enable_batching",
              "batching_per_model": "enable_per_model_batching_parameters", "tensor_content": "enable_serialization_as_tensor_content",
              "check_method_names": "enable_signature_method_name_check", "cors": "rest_api_enable_cors_support", "monitoring_file": "monitoring_config_file",
-             "prediction_sample": "prediction_log_sample"}
+             "prediction_sample": "prediction_log_sample", "prediction_bytes": "prediction_log_bytes", "prediction_days": "prediction_log_days"}
 
 def _port(number, announce): return None if number is None or number < 0 or number == 0 and not announce else number
 
@@ -65,7 +65,7 @@ class Telling:
     def say(self, event:Mapping[str, Any]) -> None:
         "Something happened to a version or a worker."
         if event["event"] == "worker": return self._line(event["text"])
-        if event["event"] in ("config_refused", "config_unreadable", "load_failed", "folder_unreadable"):
+        if event["event"] in ("config_refused", "config_unreadable", "load_failed", "folder_unreadable", "fallback_unfit", "fallback_stands_in"):
             return self._line(f"{event.get('model', 'configuration')}: {event['message']}")
         if event["event"] == "label": return self._line(f"{event['model']}: {event['label']} is now version {event['version']}")
         if event["event"] != "version": return None

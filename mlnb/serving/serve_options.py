@@ -63,6 +63,8 @@ class ServerOptions(NamedTuple):
     access_log: str = ""                # file, "-" for standard error; empty: none
     prediction_log: str = ""            # folder; empty: none
     prediction_sample: float = 1.0      # part of the requests that are logged, in [0, 1]
+    prediction_bytes: int|None = None   # largest size of it, the oldest files go; None: 10 GiB, or a tenth of the disk where that is less; 0: any
+    prediction_days: float = 0.0        # largest age of its files; 0: any
     mask: tuple[str, ...] = ()          # inputs and outputs that are left out of it
     hashed: tuple[str, ...] = ()        # those that are hashed in it
     fallback_file: str = ""             # see `mlnb.serving.fallback`
@@ -100,6 +102,9 @@ def check_options(
     if options.workers > 1 and options.grpc_socket:
         raise ServingError("several processes cannot share a Unix socket", got=f"{options.workers} workers, {options.grpc_socket}",
                            expected="one of the two")
+    if (options.prediction_bytes or 0) < 0 or options.prediction_days < 0:
+        raise ServingError("a prediction log cannot be smaller than nothing", got=f"{options.prediction_bytes} bytes, {options.prediction_days:g} days",
+                           expected="0 or more")
     if options.workers < 1: raise ServingError("no process to serve", got=options.workers, expected="1 or more")
     files = ("model_config_file", "ssl_config_file", "token_file", "batching_file", "monitoring_file", "fallback_file", "tls_key", "tls_cert", "tls_ca")
     for name in files:
