@@ -513,6 +513,21 @@ def test_twin_and_session_agree_and_what_is_unusual_goes_to_the_session(models):
 
 
 @needs_tensorflow
+def test_bytes_that_are_no_example_are_the_clients_mistake(models):
+    """TensorFlow's error quotes them, and its Python half cannot read the quotation: a UnicodeDecodeError came out as INTERNAL."""
+    from mlnb.serving.servable import load_servable
+
+    servable = load_servable(models / "tabular")
+    for value in (b"\xff\xfe rubbish", b"text"):
+        for shape in ((1,), (), (1, 1)):
+            text = refused(servable.run, "classify", {"inputs": np.full(shape, value, object)})
+            assert text.startswith("INVALID_ARGUMENT: Could not parse example") or shape == (1, 1), text
+    good = asyncio.run(_gather(servable, "classify", [{"inputs": np.array([value], object)} for value in (b"", b"")]))
+    assert all(found["scores"].shape == (1, 3) for found in good)
+    servable.close()
+
+
+@needs_tensorflow
 def test_many_threads_and_a_close_in_the_middle(models):
     from mlnb.serving.servable import load_servable
 

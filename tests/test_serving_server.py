@@ -1,4 +1,6 @@
 """The server under bad manners: malformed, slow and half-closed requests, limits, tokens, deadlines; the model is a stand-in."""
+import asyncio
+import base64
 import gzip
 import http.client
 import json
@@ -9,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import grpc
@@ -20,10 +22,13 @@ from hypothesis import strategies as st
 
 from mlnb.errors import ServingError
 from mlnb.serving import messages
-from mlnb.serving.serve_options import ServerOptions
+from mlnb.serving.codes import Refusal
+from mlnb.serving.serve_options import ServerOptions, check_options
 from mlnb.serving.server import start_server
+from mlnb.serving.server_files import model_config, model_entry
 from mlnb.serving.tensors import to_tensor
 from mlnb.serving.twin import TwinOutputs
+from mlnb.serving.workers import Supervisor
 
 ROOT = Path(__file__).parents[1]
 PREDICT = "/v1/models/m:predict"
@@ -159,6 +164,21 @@ def test_malformed_messages_get_a_status(shared, method, body):
     assert code in ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED")
 
 
+def test_refusals_name_what_they_are_about(shared):
+    """As upstream says them: the input of a tensor that is none, the empty name of a later task, INVALID_ARGUMENT for a signature without examples."""
+    wrong = predict_request(1.0)
+    wrong.inputs["x"].tensor_content = b"123"
+    assert call(shared, message=wrong) == ("INVALID_ARGUMENT", "tensor parsing error: x")
+    several = messages.MultiInferenceRequest()
+    for name in ("m", ""): several.tasks.add(method_name="tensorflow/serving/classify").model_spec.CopyFrom(messages.ModelSpec(name=name, signature_name="classify"))
+    several.input.example_list.examples.add()
+    assert call(shared, "MultiInference", several) == ("INVALID_ARGUMENT", "Found ModelSpec with an empty model name.")
+    regress = messages.RegressionRequest(model_spec=messages.ModelSpec(name="m"))
+    regress.input.example_list.examples.add()
+    code, text = call(shared, "Regress", regress)
+    assert code == "INVALID_ARGUMENT" and text.startswith("No regression inputs found in SignatureDef")
+
+
 def test_unknown_calls_are_unimplemented(shared):
     assert call(shared, "SessionRun", body=b"", service="tensorflow.serving.SessionService")[0] == "UNIMPLEMENTED"
     assert call(shared, "Predicted", body=b"")[0] == "UNIMPLEMENTED"
@@ -198,6 +218,24 @@ def test_pipelined_requests_are_answered_in_order(shared):
 def test_an_upgrade_nobody_makes_is_ignored(shared):
     found = raw(shared, request(connection="Upgrade, HTTP2-Settings", upgrade="h2c", http2_settings="AAMAAABkAAQCAAAAAAIAAAAA"), close=True)
     assert b"HTTP/1.1 200" in found and b"3.0" in found
+
+
+@pytest.mark.parametrize(("first", "rest"), [(60, [b""]), (75, [ONE[:7]]), (0, [b"x" * 5000 + b"\r\nx: "])], ids=["in two pieces", "in three pieces", "behind much else"])
+def test_an_upgrade_that_comes_late_costs_no_body(shared, first, rest):
+    """The parser stops at an upgrade; the body behind it was lost, and a good request was refused as empty."""
+    whole = request(connection="Upgrade", x=rest[0].decode() if not first else "1", upgrade="h2c")
+    cuts = [0, first, len(whole) - len(ONE) + len(rest[0]), len(whole)] if first else [0, len(whole)]
+    found = raw(shared, *(whole[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)), wait=0.05)
+    assert b"HTTP/1.1 200" in found and b"3.0" in found, found
+
+
+@pytest.mark.parametrize("line", [b"x" * 4096, b"h: v\r\n" * 600], ids=["one header", "many headers"])
+def test_headers_without_end_are_cut_short(shared, line):
+    """All headers are kept until the last one has come: half a minute of them would be a lot of memory."""
+    found = raw(shared, b"GET /v1/models/m HTTP/1.1\r\nhost: x\r\nx: ", *[line] * 40, wait=0.001)
+    assert found.startswith(b"HTTP/1.1 431") or not found   # what is thrown away unread may take the answer with it
+    still_there(shared)
+    assert ask(shared, x_long="a" * 30_000)[0] == 200
 
 
 def test_a_body_that_waits_for_leave_gets_it(shared):
@@ -353,6 +391,32 @@ def test_reload_changes_the_models_and_tells_metrics(tmp_path, monkeypatch):
 
 
 # ---- leaving --------------------------------------------------------------------------------------------------------
+
+
+class Line:
+    """A worker as its supervisor sees it."""
+
+    def __init__(self, *refusals): self.refusals, self.told = list(refusals), []
+
+    async def ask(self, question, config=""):
+        self.told.append(messages.ModelServerConfig.FromString(base64.b64decode(config)).model_config_list.config[0].name)
+        if (refusal := self.refusals.pop(0) if self.refusals else "") == "": return {}
+        raise Refusal(refusal, "no")
+
+
+@pytest.mark.parametrize(("refusals", "told", "kept"), [
+    (("", ""), [["new"], ["new"]], "new"), (("FAILED_PRECONDITION", ""), [["new", "m"], ["new", "m"]], None), (("FAILED_PRECONDITION",) * 2, [["new"], ["new"]], None),
+    (("UNKNOWN", "UNKNOWN"), [["new"], ["new"]], "new"), (("UNKNOWN", ""), [["new", "m"], ["new", "m"]], None)])
+def test_after_a_reload_all_workers_have_the_same(tmp_path, refusals, told, kept):
+    """The first reload had no configuration to go back to; one whose model did not come was taken over, and forgotten with the next worker."""
+    fake_model(tmp_path / "m", 1)
+    supervisor = Supervisor(check_options(ServerOptions(model_name="m", model_base_path=str(tmp_path / "m"), rest_port=None, grpc_port=0, workers=2)))
+    for slot, refusal in zip(supervisor.slots, refusals, strict=True): slot.ready, slot.peer = True, Line(refusal)
+    async def reload():
+        with pytest.raises(Refusal) if any(refusals) else nullcontext(): await supervisor.reload(model_config([model_entry("new", "/new")]))
+    asyncio.run(reload())
+    supervisor._grpc.close()
+    assert [slot.peer.told for slot in supervisor.slots] == told and (supervisor.config and supervisor.config.model_config_list.config[0].name) == kept
 
 
 def test_requests_under_way_finish_and_readiness_goes_first(tmp_path, monkeypatch):

@@ -44,14 +44,14 @@ def check_examples_signature(
     if action == "classify" and count not in (1, 2):
         raise Refusal("INVALID_ARGUMENT", f"Expected one or two output Tensors, found {count}")
     if action == "regress" and count != 1: raise Refusal("INVALID_ARGUMENT", "Expected one output Tensor.")
-    if "inputs" not in signature.inputs: raise Refusal("FAILED_PRECONDITION", f"No {noun} inputs found in SignatureDef: {sorted(signature.inputs)}")
+    if "inputs" not in signature.inputs: raise Refusal("INVALID_ARGUMENT", f"No {noun} inputs found in SignatureDef: {sorted(signature.inputs)}")
     if action == "regress":
         if "outputs" not in signature.outputs:
-            raise Refusal("FAILED_PRECONDITION", f"No regression outputs found in SignatureDef: {sorted(signature.outputs)}")
+            raise Refusal("INVALID_ARGUMENT", f"No regression outputs found in SignatureDef: {sorted(signature.outputs)}")
         return ("outputs",)
     wanted = tuple(name for name in ("classes", "scores") if name in signature.outputs)
     if not wanted:
-        raise Refusal("FAILED_PRECONDITION", "Expected classification signature outputs to contain at least one of \"classes\" or \"scores\". "
+        raise Refusal("INVALID_ARGUMENT", "Expected classification signature outputs to contain at least one of \"classes\" or \"scores\". "
                       f"Signature was: {sorted(signature.outputs)}")
     return wanted
 

@@ -72,8 +72,7 @@ class Handlers:
         if version is None and not label: label = self.rules.defaults.get(model)
         try: return self.manager.lease(model, version, label)
         except Refusal as e:
-            other = self.stand_in(model, version, label, e) if self.stand_in and call.action not in ("status", "metadata") else None
-            if other is None: raise
+            if not self.stand_in or call.action == "metadata" or (other := self.stand_in(model, version, label, e)) is None: raise
             return other
 
     def input_types(self, servable:Any, name:str) -> Mapping[str, str]:
@@ -165,7 +164,7 @@ async def predict(
         return response
 
 # %% ../../nbs/serving/54_handlers.ipynb #6297a6ee
-def _feeds(inputs): return {alias: to_array(tensor) for alias, tensor in inputs.items()}
+def _feeds(inputs): return {alias: to_array(tensor, alias) for alias, tensor in inputs.items()}
 
 def _copy(outputs, target, content):
     for alias, array in outputs.items(): target[alias].CopyFrom(to_tensor(array, content))
@@ -238,7 +237,8 @@ _TASKS = {"tensorflow/serving/classify": "classify", "tensorflow/serving/regress
 def _check_tasks(tasks, signatures, strict):
     seen: set[str] = set()
     for task in tasks:
-        spec = _named(task.model_spec)
+        spec = task.model_spec
+        if not spec.name: raise Refusal("INVALID_ARGUMENT", "Found ModelSpec with an empty model name.")
         if spec.name != tasks[0].model_spec.name:
             raise Refusal("INVALID_ARGUMENT", "All ModelSpecs in a MultiInferenceRequest must access the same model name.")
         name = spec.signature_name or DEFAULT_SIGNATURE

@@ -201,6 +201,8 @@ class Loaded:
             question = self._questions.get((signature, outputs)) or self._question(signature, outputs)
             return dict(zip(question.outputs, question.ask(*question.values(feeds)), strict=True))
         except self._op_error as e: raise Refusal(code_name(e.error_code), _message(e)) from e
+        except UnicodeDecodeError as e:   # TensorFlow's error quotes bytes of the request, and Python cannot read it: its text is here, its code is lost
+            raise Refusal("INVALID_ARGUMENT", e.object.decode(errors="backslashreplace")) from e
         finally:
             with self._lock:
                 self._running -= 1

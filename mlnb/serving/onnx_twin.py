@@ -87,6 +87,19 @@ def _unknown(model):
     import onnx
     return sorted({node.op_type for node in model.graph.node if not onnx.defs.has(node.op_type, node.domain)})
 
+def _is_deadly(model):
+    "Could a division of whole numbers by -1 end the process? ONNX Runtime does not catch the one quotient that has no room; TensorFlow does."
+    import onnx
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {one.name: one.type.tensor_type.elem_type for one in (*graph.input, *graph.value_info, *graph.output)}
+    known = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value": known[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
+    kinds |= {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in known.items()}
+    signed = {getattr(onnx.TensorProto, f"INT{bits}") for bits in (8, 16, 32, 64)}
+    return any(node.op_type in ("Div", "Mod") and kinds.get(node.input[0]) in signed and not (node.input[1] in known and (known[node.input[1]] != -1).all())
+               for node in graph.node)
+
 # %% ../../nbs/serving/14_onnx_twin.ipynb #94f61e88
 def onnx_runner(
     model:bytes|str|Path,  # an ONNX model, or its file
@@ -113,6 +126,7 @@ def _made(folder, careful):
     try:
         with _hushed(): model, inputs, outputs = _converted(folder, careful)
         if unknown := _unknown(model): return f"it cannot be converted: ONNX has no {', '.join(unknown)}"
+        if _is_deadly(model): return "it divides whole numbers by what is asked, and ONNX Runtime ends the process where the smallest one is divided by -1"
         content = model.SerializeToString()
         onnx_runner(content)
     except Exception as e:  # noqa: BLE001 - a converter fails in as many ways as there are operations

@@ -217,11 +217,12 @@ class ServingProcess:
         if self.alone:
             from mlnb.serving.loaded import freeze_imports
             freeze_imports()
+        if config is not None: self.manager.covered |= {one.name for one in config.model_config_list.config}   # the other workers do without as well
         try: self.apply(config or first)
         except Refusal as e:
             gone = self.manager.missing()
-            if not gone or not all(self.nets.stand_in(name, None, None, e) for name in gone): raise
-            self._event({"event": "fallback_stands_in", "model": ", ".join(gone), "message": f"fallbacks answer: {e.message}"})
+            if not gone or config is None and not all(self.nets.stand_in(name, None, None, e) for name in gone): raise
+            self._event({"event": "fallback_stands_in", "model": ", ".join(gone), "message": f"served without it, or by its fallback: {e.message}"})
         self.nets.check(first=True)
         self.started = True
         if every and (options.registry or file): self.source = ConfigWatch(read, self.apply, every, self._event, first)

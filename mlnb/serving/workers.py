@@ -21,7 +21,7 @@ import orjson
 from ..errors import MlnbError, ServingError
 from . import messages
 from .codes import Refusal
-from .process import Link, ServingProcess, in_thread, run_loop
+from .process import Link, ServingProcess, in_thread, run_loop, served_config
 from .serve_options import ServerOptions, options_from_text, options_to_text, take_port
 from .server_metrics import merge_texts, write_family
 
@@ -213,14 +213,16 @@ class Supervisor:
         return merge_texts([*pages, "\n".join([*lines, ""]).encode()], self.gone)
 
     async def reload(self, config:Any) -> None:
-        "Apply a configuration in all workers; raises the first `Refusal`, and then all have the one of before."
+        "Apply a configuration in all workers; raises the first `Refusal`, and then all have the same: the one of before, unless only a model did not come."
         async with self._reloading:
             slots = [slot for slot in self.slots if slot.ready]
             found = await asyncio.gather(*(slot.peer.ask("reload", config=_packed(config)) for slot in slots), return_exceptions=True)
             refusals = [one for one in found if isinstance(one, Refusal)]
-            if not refusals: self.config = config
-            elif len(refusals) < len(slots) and self.config is not None:
-                await asyncio.gather(*(slot.peer.ask("reload", config=_packed(self.config)) for slot in slots), return_exceptions=True)
+            if len(refusals) in (0, len(slots)):   # all agree; UNKNOWN: it was taken over, and a model did not come
+                if all(one.code == "UNKNOWN" for one in refusals): self.config = config
+            else:
+                before = self.config or await in_thread(served_config, self.options)
+                await asyncio.gather(*(slot.peer.ask("reload", config=_packed(before)) for slot in slots), return_exceptions=True)
             for slot in slots: slot.config = self.config
             if refusals: raise refusals[0]
 
