@@ -50,10 +50,13 @@ SERVE: dict[str, Any] = {
         _number("--notice-seconds", "S", "between 'not ready' and the end of listening, at SIGTERM (1)"),
         _number("--drain-seconds", "S", "for requests to finish after that (30)"),
         _whole("--tensorflow_session_parallelism", "N", "threads inside one run of a model (1)"),
+        _whole("--tensorflow_intra_op_parallelism", "N", "the same"),
+        _text("--saved_model_tags", "A,B", "which graph of a SavedModel (serve)"),
         _flag("--enable_batching", "batch as --batching_parameters_file says; false: never batch"),
         _text("--batching_parameters_file", "FILE", "BatchingParameters, as text"),
         _flag("--enable_per_model_batching_parameters", "read batching_params.pbtxt beside each version"),
         _flag("--enable_model_warmup", "replay the warm-up requests of a version (true)"),
+        _whole("--num_request_iterations_for_warmup", "N", "replay each of them N times (1)"),
         (("--no-twin",), {"action": "store_true", "help": "do not answer with the ONNX twin"}),
         _flag("--enable_serialization_as_tensor_content", "outputs over gRPC as bytes"),
         _flag("--enable_signature_method_name_check", "classify and regress only with signatures named so"),
@@ -70,7 +73,9 @@ SERVE: dict[str, Any] = {
         _text("--fallback-file", "FILE", "JSON: who answers when a model is late or fails"),
         (("--announce",), {"action": "store_true", "help": "print ports and process as one line of JSON when it answers"}),
         *((((f"--{name}",), {"nargs": "?", "metavar": "X", "help": "taken and not needed here"})) for name in
-          ("enable_grpc_healthcheck_service", "rest_api_num_threads", "grpc_max_threads", "num_load_threads", "num_unload_threads")),
+          ("enable_grpc_healthcheck_service", "rest_api_num_threads", "grpc_max_threads", "num_load_threads", "num_unload_threads",
+           "tensorflow_inter_op_parallelism", "flush_filesystem_caches", "enable_profiler", "remove_unused_fields_from_bundle_metagraph",
+           "per_process_gpu_memory_fraction", "num_tflite_pools", "num_tflite_interpreters_per_pool")),
         _JSON]),
 }
 

@@ -512,6 +512,22 @@ def test_a_start_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     assert not left and [one.closed for one in made] == [True]
 
 
+def test_command_lines_of_upstream_are_understood(tmp_path):
+    """Flags of tensorflow_model_server, as people have them in their manifests."""
+    from argparse import ArgumentParser
+
+    from mlnb.serving.serve_command import options_of
+    from mlnb.serving_words import SERVE
+
+    parser = ArgumentParser(allow_abbrev=False)
+    for names, row in SERVE["serve"][2]: parser.add_argument(*names, **row)
+    line = ["--model_base_path=/m", "--saved_model_tags=serve,gpu", "--num_request_iterations_for_warmup=3", "--tensorflow_intra_op_parallelism=2", "--flush_filesystem_caches=true",
+            "--per_process_gpu_memory_fraction=0.5", "--enable_profiler", "--tensorflow_inter_op_parallelism=4", "--rest_api_num_threads=8"]
+    options = options_of(parser.parse_args(line))
+    assert (options.tags, options.warm_up_rounds, options.threads) == (("serve", "gpu"), 3, 2)
+    assert options_of(parser.parse_args([*line, "--tensorflow_session_parallelism=5"])).threads == 5 and options_of(parser.parse_args(line[:1])).tags == ("serve",)
+
+
 # ---- a model that is wanted and not there ---------------------------------------------------------------------------
 
 

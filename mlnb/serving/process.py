@@ -66,7 +66,8 @@ def loader(
     def load(model, version, folder):
         from mlnb.serving.servable import ServableOptions, load_servable
         started = time.perf_counter()
-        how = ServableOptions(options.threads, batching, options.batching_per_model, options.batching is not False, options.twin, options.warm_up)
+        how = ServableOptions(options.threads, batching, options.batching_per_model, options.batching is not False, options.twin,
+                             options.warm_up, options.warm_up_rounds, options.tags)
         try: servable = load_servable(folder, how)
         except Refusal as e:
             metrics.observe_warm_up(str(folder), e.code, time.perf_counter() - started, 0)

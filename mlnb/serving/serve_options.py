@@ -52,6 +52,8 @@ class ServerOptions(NamedTuple):
     threads: int = 1                    # inside one run of a model
     twin: bool = True                   # answer with the ONNX twin where it was accepted?
     warm_up: bool = True                # replay the warm-up records?
+    warm_up_rounds: int = 1             # how often each of them
+    tags: tuple[str, ...] = ("serve",)  # which graph of a SavedModel
     batching: bool|None = None          # None: batch when requests wait; True: as the file says; False: never
     batching_file: str = ""             # BatchingParameters, as text
     batching_per_model: bool = False    # batching_params.pbtxt beside each version
