@@ -3068,6 +3068,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlnb.pipeline.store.Store.put_made': ('pipeline/store.html#store.put_made', 'mlnb/pipeline/store.py'),
                                      'mlnb.pipeline.store.Store.put_result': ( 'pipeline/store.html#store.put_result',
                                                                                'mlnb/pipeline/store.py'),
+                                     'mlnb.pipeline.store.Store.put_texts': ( 'pipeline/store.html#store.put_texts',
+                                                                              'mlnb/pipeline/store.py'),
                                      'mlnb.pipeline.store.Store.remove': ('pipeline/store.html#store.remove', 'mlnb/pipeline/store.py'),
                                      'mlnb.pipeline.store.Store.remove_result': ( 'pipeline/store.html#store.remove_result',
                                                                                   'mlnb/pipeline/store.py'),
