@@ -23,7 +23,8 @@ _SAME = ("model_name", "model_base_path", "model_config_file", "host", "workers"
 _UPSTREAM = {"config_poll_seconds": "model_config_file_poll_wait_seconds", "poll_seconds": "file_system_poll_wait_seconds",
              "load_retries": "max_num_load_retries", "labels_for_unavailable": "allow_version_labels_for_unavailable_models",
              "grpc_socket": "grpc_socket_path", "grpc_arguments": "grpc_channel_arguments", "threads": "tensorflow_session_parallelism",
-             "warm_up": "enable_model_warmup", "warm_up_rounds": "num_request_iterations_for_warmup", "batching_file": "batching_parameters_file", "batching": "enable_batching",
+             "warm_up": "enable_model_warmup",
+             "warm_up_rounds": "num_request_iterations_for_warmup", "batching_file": "batching_parameters_file", "batching": "enable_batching",
              "batching_per_model": "enable_per_model_batching_parameters", "tensor_content": "enable_serialization_as_tensor_content",
              "check_method_names": "enable_signature_method_name_check", "cors": "rest_api_enable_cors_support", "monitoring_file": "monitoring_config_file",
              "prediction_sample": "prediction_log_sample", "prediction_bytes": "prediction_log_bytes", "prediction_days": "prediction_log_days"}
