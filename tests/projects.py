@@ -76,7 +76,7 @@ class ProjectFolder:
         """Run a command; `code` is the exit code it must have."""
         process = self.start(*words, **environment)
         try:
-            out, err = process.communicate(timeout=300)
+            out, err = process.communicate(timeout=900)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
