@@ -263,7 +263,8 @@ def test_servers_run_without_root_and_are_asked_whether_they_are_ready():
         container = pod["containers"][0]
         assert pod["securityContext"]["runAsNonRoot"] and container["securityContext"]["readOnlyRootFilesystem"] and not pod["automountServiceAccountToken"]
         assert container["lifecycle"]["preStop"] and container["readinessProbe"] and container["livenessProbe"] and container["resources"]["requests"]
-        assert int(container["lifecycle"]["preStop"]["exec"]["command"][1]) < pod["terminationGracePeriodSeconds"]
+        waits = int(re.search(r"(\d+)$", container["lifecycle"]["preStop"]["exec"]["command"][-1])[1])
+        assert RELEASE.timeout_seconds + 5 <= waits < pod["terminationGracePeriodSeconds"], "the slowest request that was let in is answered"
     assert pods[0]["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/v1/models/High.use_2"
     services = compose_document(RELEASE, "x")["services"]
     assert all(one["user"] != "0:0" and one["read_only"] and one["cap_drop"] == ["ALL"] for one in services.values())
@@ -302,7 +303,7 @@ def test_deploying_elsewhere_writes_files_that_were_checked(to, tmp_path):
     deploy(tmp_path / "runs", tmp_path / "registry", "m", Asked(to))
     assert first == {path: path.read_bytes() for path in first}
     if to == "compose":
-        mounted = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["m-v1"]["volumes"][0].split(":")[0]
+        mounted = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["m-v1"]["volumes"][0]["source"]
         assert (folder / mounted).resolve() == (tmp_path / "registry" / "m").resolve()
         assert json.loads((folder / "rollout.json").read_text())["target"] == "compose"
 

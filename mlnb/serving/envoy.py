@@ -102,7 +102,7 @@ def routes(
 LATENCY_BOUNDS_MS = (0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 22, 25, 28, 32, 36, 40, 45, 50, 60, 70, 80, 90, 100, 120, 140, 170,
                      200, 250, 300, 400, 500, 700, 1000, 1500, 2000, 3000, 5000, 10_000, 30_000, 60_000, 300_000)
 
-# %% ../../nbs/serving/80_envoy.ipynb #b14b1010
+# %% ../../nbs/serving/80_envoy.ipynb #9682bddc
 def _source(folder, name):
     return {"resource_api_version": "V3", "path_config_source": {"path": f"{folder}/{name}", "watched_directory": {"path": str(folder)}}}
 
@@ -115,7 +115,8 @@ def _listener(release, door, host, port, routing, access_log):
         "use_remote_address": True, "preserve_external_request_id": True, "always_set_request_id_in_response": True,
         "request_id_extension": {"typed_config": {"@type": _TYPE + "extensions.request_id.uuid.v3.UuidRequestIdConfig",
                                                   "pack_trace_reason": False}},
-        **({"local_reply_config": {"body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}}} if door == "rest" else {}),
+        **({"local_reply_config": {"body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}},
+            "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "localhost"}} if door == "rest" else {}),
         **routing, "http_filters": [counts, router] if door == "grpc" else [router], "access_log": access_log}
     return {"name": door, "address": {"socket_address": {"address": host, "port_value": port}},
             "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}]}
