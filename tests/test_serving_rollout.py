@@ -84,6 +84,14 @@ class Load:
         return sum(count for (_, who), count in self.met.items() if who == str(version))
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Envoy renews its latencies often, so that steps need not last seconds; processes that tests start keep the real pace."""
+    monkeypatch.setattr("mlnb.serving.envoy.STATS_SECONDS", 0.05)
+    monkeypatch.setattr("mlnb.serving.rollout._SETTLE", 0.15)
+    monkeypatch.setattr("mlnb.serving.rollout._STALL", 1.0)
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A runs folder whose deployments are stopped whatever happens; nothing of it may be left."""
@@ -155,7 +163,7 @@ def test_the_split_is_the_one_that_was_asked_for_and_stays_with_the_user(place):
 
 def test_grpc_is_split_and_its_failures_are_counted(place, monkeypatch):
     import grpc
-    monkeypatch.setenv("MLNB_STAND_IN", '{"2": {"errors": 0.5}}')
+    monkeypatch.setenv("MLNB_STAND_IN", '{"2": {"errors": 0.5}, "grpc": true}')
     deployment = start_local(place, "r", RELEASE._replace(share=0.5), STAND_IN, 30)
     met = collections.Counter()
     with grpc.insecure_channel(f"127.0.0.1:{deployment.grpc}") as channel:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tick_rollout', 'start_rollout', 'advance_rollout', 'abort_rollout', 'watch_rollout']
 
-# %% ../../nbs/serving/90_rollout.ipynb #e7944fec
+# %% ../../nbs/serving/90_rollout.ipynb #dd7c81ab
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,7 @@ from ..errors import MlnbError, ServingError
 from ..files import lock
 from .canary import Decision, VersionCounts, add_counts, check_plan, counted_since, judge_step
 from .compose import live_files
+from .envoy import STATS_SECONDS
 from .envoy_admin import is_live, put_live, started_at, version_counts
 from .local import read_deployment, retire_servers, start_local
 from .release import endpoints_of
@@ -74,8 +75,8 @@ def _read_if_there(rollout):
     try: return _read(rollout)
     except ServingError: return rollout
 
-# %% ../../nbs/serving/90_rollout.ipynb #33d3dc47
-_SETTLE = 0.6   # seconds after which Envoy's latencies are as new as its counters
+# %% ../../nbs/serving/90_rollout.ipynb #a1063045
+_SETTLE = STATS_SECONDS + 0.1   # seconds after which Envoy's latencies are as new as its counters
 _STALL = 5.0    # seconds that a machine may stall without a version being blamed for it
 
 def _enter(path, rollout):
