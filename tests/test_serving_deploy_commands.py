@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -147,6 +148,21 @@ def test_a_shadow_is_compared_by_what_both_servers_wrote_down(project):
         assert rollout["state"] == state and words in rollout["reason"], rollout
         assert {(one.status, one.version) for one in users.heard} == {(200, said.json["champion"]["number"])}
     assert "stopped: envoy, v2" in project.mlnb("deploy", "risk", "--stop", code=0).out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.2, 1.5])
+def test_a_deployment_that_is_interrupted_leaves_nothing(project, seconds):
+    """Ctrl-C while the servers start, early and late."""
+    process = project.start("deploy", "risk", "--port", "0", "--version", "3", "--log", LOG)
+    mark, until = f"--model_config_file={project.root}".encode(), time.monotonic() + 30
+    while not any(mark in read(path) for path in Path("/proc").glob("[0-9]*/cmdline")) and time.monotonic() < until: time.sleep(0.02)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and out == "", (process.returncode, out, err)
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(project.root).encode() in read(path)]
+    assert "nothing of risk was running" in project.mlnb("deploy", "risk", "--stop", code=0).out
 
 
 def test_mistakes_are_one_line_that_names_what_there_is(project):
