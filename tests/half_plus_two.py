@@ -8,7 +8,7 @@ def write_half_plus_two(folder: Path, half: float = 0.5, plus: float = 2.0) -> P
     """A SavedModel: y = half * x + plus, with signatures for predict, classify and regress; imports TensorFlow."""
     from mlnb.training.quiet import import_quietly, quiet
 
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
 
     class Model(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec(None, tf.float32, name="x")])

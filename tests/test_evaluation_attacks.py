@@ -60,7 +60,7 @@ def test_the_gradient_is_as_good_as_the_toolbox():
     """On numbers alone ART can take the model: its FGSM moves every number as ours does, its PGD is no stronger."""
     from mlnb.training.quiet import import_quietly
 
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     import keras
 
     art = pytest.importorskip("art.attacks.evasion")
@@ -148,7 +148,7 @@ def test_hardening_helps_on_the_reference_model_and_costs_little():
     fitted = reference()
     from mlnb.training.quiet import import_quietly
 
-    import_quietly()
+    import_quietly("tensorflow")
     import keras
 
     model = keras.models.clone_model(fitted.model)

@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from projects import ROOT
 
 from mlnb.errors import MissingExtraError, ProjectError
 from mlnb.files import digest
@@ -15,8 +16,9 @@ from mlnb.pipeline import sources as sources_module
 from mlnb.pipeline.cache import Cache, stamp
 from mlnb.pipeline.fingerprint import fingerprint, open_measures, parts_of, texts_of
 from mlnb.pipeline.packages import Packages, open_packages
+from mlnb.pipeline.reach import reached
 from mlnb.pipeline.sources import FileDigests, digest_source, open_digests, resolve_source
-from mlnb.pipeline.stage import read_stage
+from mlnb.pipeline.stage import read_pipeline, read_stage
 from mlnb.settings import find_project
 
 PARAMETERS = "epochs: int = 5  # passes\nrate: float = 0.1\nwhen: str = '2026-01-01'\n"
@@ -189,9 +191,72 @@ def test_secrets_are_nowhere(place, monkeypatch):
 
 def test_texts_are_those_of_the_digests(place):
     project = find_project(place.root)
-    parts, texts = place.parts(), texts_of(place.stage(), open_measures(project))
+    parts, texts = place.parts(), texts_of(place.stage(), {}, open_measures(project))
     assert {parts["code"], *parts["modules"].values()} == set(texts)
     assert all(digest(text) == key for key, text in texts.items())
+
+
+def test_texts_that_are_at_hand_are_not_made_again(place):
+    """Of the second stage that reaches the same code nothing is read, and nothing is written."""
+    measures, known = open_measures(find_project(place.root)), set()
+    first = texts_of(place.stage(), {}, measures)
+    measures.modules.read.clear()
+    known |= set(first)
+    assert texts_of(place.stage(), {}, measures, known.__contains__) == {} and measures.modules.read == {}
+    lost = place.parts()["modules"]["features:scale"]
+    assert texts_of(place.stage(), {}, measures, (known - {lost}).__contains__) == {lost: first[lost]}
+
+
+NAMED = """
+SLICES: list = []  # functions that cut the rows
+
+
+def of_stage(text): return 1
+def neighbour(text): return 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("parameter", "values"),
+    [
+        ('slices: list = [{"function": "named_here:of_stage"}]', {}),
+        ("slices: list = []", {"slices": [["age", {"function": "named_here:of_stage"}]]}),
+        ("slices: dict = {}", {"slices": {"named_here:of_stage": 1}}),
+        ('slices: str = ""', {"slices": "named_here:of_stage"}),
+    ],
+)
+def test_a_function_named_by_a_parameter_counts_and_its_neighbour_does_not(place, parameter, values):
+    place.write("named_here.py", NAMED)
+    place.cells(parameter, "from mlnb.named_functions import named_function\nprint(slices)")
+    before = place.parts(values=values)
+    assert {key for key in before["modules"] if key.startswith("named_here:")} == {"named_here:of_stage"}
+    place.write("named_here.py", NAMED.replace("return 2", "return 3"))
+    assert place.parts(values=values) == before
+    place.write("named_here.py", NAMED.replace("return 1", "return 3"))
+    after = place.parts(values=values)
+    assert [k for k in after if after[k] != before[k]] == ["modules"]
+
+
+def test_a_secret_that_looks_like_a_function_is_in_no_cache(place, monkeypatch):
+    monkeypatch.setenv("LOGIN", "features:hunter2")
+    place.cells("from mlnb import Secret\nlogin: Secret = Secret('LOGIN')", "print(login)")
+    project = find_project(place.root)
+    measures = open_measures(project)
+    for values in ({}, {"login": "features:hunter3"}):
+        parts = parts_of(place.stage(), values, {}, project, measures)
+        texts = texts_of(place.stage(), values, measures)
+        assert "hunter" not in json.dumps([parts, texts])
+    measures.save()
+    assert not [f for f in project.runs.rglob("*.json") if "hunter" in f.read_text()]
+
+
+def test_what_the_stages_of_this_repository_reach_is_known_to_the_definition():
+    """Nothing of the library makes a stage depend on all there is; what `exec` runs counts whole, which is one module."""
+    project = find_project(ROOT)
+    modules = open_measures(project).modules
+    for name, stage in read_pipeline(project, "tabular").items():
+        undecided = reached(modules, stage.code).undecided
+        assert undecided.items() <= {("mlnb.evaluation.tfma_config", "exec()")}, name
 
 
 def test_a_stage_of_another_language_counts_as_text(place):

@@ -48,6 +48,35 @@ def names(keys, module):
     return {k.partition(":")[2] for k in keys if k.startswith(module + ":")}
 
 
+# --- functions named by a text ---
+
+
+FEATURES = {"features.py": "import helpers\nprint('acts')\ndef night(x): return helpers.dark(x)\ndef day(x): return x\n",
+            "helpers.py": "def dark(x): return 1\ndef light(x): return 2\n", "calls.py": "def ask(f): return f('features:night')\n"}
+
+
+@pytest.mark.parametrize(
+    "code", ["cut('features:night')", "slices = [{'function': 'features:night'}]", "import calls\ncalls.ask(print)", "f(given='features:night')"]
+)
+def test_a_text_that_names_a_function_of_the_project_counts_as_its_import(tree, code):
+    keys = tree.write(FEATURES).keys(code)
+    assert names(keys, "features") == {"(body)", "night"} and names(keys, "helpers") == {"dark"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["'features'", "'nobody:night'", "'http:x'", "'features:night and more'", "b'features:night'", "f'features:{n}'", "'12:30'", "'features:'"],
+)
+def test_texts_that_name_none_are_nothing(tree, code):
+    assert tree.write(FEATURES).keys(code) == set()
+
+
+def test_a_text_that_names_nothing_in_a_module_of_the_project_counts_it_whole(tree):
+    """As an attribute that cannot be found does: something else may put it there."""
+    reach = tree.write(FEATURES).reach("'features:dusk'")
+    assert reach.undecided["features"] == "no dusk found in it"
+
+
 # --- what an import executes ---
 
 

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from mlnb.training.quiet import import_quietly
-tf, keras = import_quietly(), import_quietly("keras")
+tf, keras = import_quietly("tensorflow"), import_quietly("keras")
 from mlnb.serving.export import export_model
 from mlnb.serving.registry import register
 here = Path(sys.argv[1])

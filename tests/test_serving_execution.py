@@ -377,7 +377,7 @@ def models(tmp_path_factory):
     """A folder with the models "half" and "tabular", the latter with an ONNX twin."""
     from mlnb.training.quiet import import_quietly, quiet
 
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     import keras
 
     folder = tmp_path_factory.mktemp("models")
@@ -586,7 +586,7 @@ def warm(models, tmp_path):
     from mlnb.serving.servable import load_servable
     from mlnb.training.quiet import import_quietly
 
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     folder = copied(models, "half", tmp_path)
     (folder / "assets.extra").mkdir()
     path = folder / "assets.extra/tf_serving_warmup_requests"

@@ -488,7 +488,7 @@ def test_polling_by_itself(tmp_path):
 
 def vocabulary_model(folder: Path) -> Path:
     """A SavedModel whose answer is the place of a word in a vocabulary file, times a weight."""
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     words = folder.parent/"words.txt"
     words.write_text("".join(f"word{number}\n" for number in range(2000)))
 

@@ -11,6 +11,15 @@ from test_reference import SMALL, TAXI, Repository
 QUICK = ["-p", "train.epochs=4", "-p", "tune.epochs=1", "-p", "trials=1"]
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """This repository with one run of part of its rows, whose model became champion."""
+    project = Repository(tmp_path_factory.mktemp("small") / "runs")
+    first = project.run(*SMALL, "-p", 'gates=["auc > 0.4"]', MLNB_TRACKING_MODE="off")
+    assert statuses(first)["register"] == "ran" and not verdict_of(project)["beats_champion"]
+    return project
+
+
 def shuffled(table, mask, column, seed=0):
     """The table with one column shuffled among some rows: nothing there can be predicted, and no mean changes."""
     table = table.copy()
@@ -42,24 +51,20 @@ def test_labels_shuffled_in_one_slice_are_stopped_by_the_gate(tmp_path):
     assert done["card"]["status"] == "ran" and done["register"]["status"] in ("blocked", "stopped")
 
 
-def test_a_challenger_is_held_against_the_champion(tmp_path):
+def test_a_challenger_is_held_against_the_champion(small):
     """The first model becomes champion; a worse one is judged on the same rows and is refused, the champion stays."""
-    project = Repository(tmp_path / "runs")
-    first = project.run(*SMALL, "-p", 'gates=["auc > 0.4"]', MLNB_TRACKING_MODE="off")
-    assert statuses(first)["register"] == "ran" and not verdict_of(project)["beats_champion"]
     lazy = [*SMALL, "-p", "train.batch_size=4000", "-p", "train.epochs=1", "-p", 'gates=["auc against champion: low >= 0.001"]']
-    project.mlnb("run", *lazy, MLNB_TRACKING_MODE="off", code=3)
-    verdict = verdict_of(project)
+    small.mlnb("run", *lazy, MLNB_TRACKING_MODE="off", code=3)
+    verdict = verdict_of(small)
     (failure,) = verdict["failures"]
     assert failure["what"] == "auc against champion" and [o["name"] for o in verdict["others"]][-1] == "champion"
-    aliases = json.loads((project.runs / "registry" / "high_use" / "aliases.json").read_text())["aliases"]
-    assert aliases == {"champion": 1} and (project.runs / "registry" / "high_use" / "records" / "1" / "card.md").is_file()
+    aliases = json.loads((small.runs / "registry" / "high_use" / "aliases.json").read_text())["aliases"]
+    assert aliases == {"champion": 1} and (small.runs / "registry" / "high_use" / "records" / "1" / "card.md").is_file()
 
 
-def test_a_gate_that_speaks_of_nothing_is_an_error_with_the_cure(tmp_path):
-    project = Repository(tmp_path / "runs")
+def test_a_gate_that_speaks_of_nothing_is_an_error_with_the_cure(small):
     words = ["-p", 'gates=["auk > 0.5"]', "--select", "+evaluate"]
-    said = project.mlnb("run", *SMALL, *words, MLNB_TRACKING_MODE="off", code=1)
+    said = small.mlnb("run", *SMALL, *words, MLNB_TRACKING_MODE="off", code=1)
     text = said.out + said.err
     assert "'auk', which was not measured" in text and "one of: example_count, auc" in text.replace("\n", " ")
 

@@ -235,7 +235,7 @@ def guard_model(
 ) -> "keras.Model":           # noqa: F821 - same inputs and output, not compiled
     "Put rules into a model; raises `EvaluationError` for one that has rules."
     if not rules: return model
-    import_quietly()
+    import_quietly("tensorflow")
     import keras
     if _rule_layers(model):
         raise EvaluationError("this model has rules already", got=", ".join(layer.name[5:] for layer in _rule_layers(model)),

@@ -69,7 +69,7 @@ def row_losses(
 ) -> object:        # (n,) tensor
     "The loss of each row: log loss, or squared error."
     import keras
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     labels = tf.cast(tf.reshape(labels, [-1]), output.dtype)
     if task == "regression": return tf.square(output[:, 0] - labels)
     if task == "binary": return keras.losses.binary_crossentropy(labels[:, None], output)
@@ -78,7 +78,7 @@ def row_losses(
 # %% ../../nbs/evaluation/70_attacks.ipynb #1ee0e289
 def _uphill(model, frame, schema, box):
     "A function from (n, d) numbers to the losses (n,) and their gradients (n, d) per standard deviation."
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     arrays = {name: tf.constant(array) for name, array in to_inputs(frame, schema).items()}
     labels = tf.constant(frame[schema["label"]["name"]].to_numpy("float32"))
     task, scale = schema["label"]["task"], box.scale.astype("float32")

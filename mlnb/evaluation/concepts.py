@@ -25,14 +25,14 @@ def _halves(model, layer):
 
 def _logit(scores, output):
     "The logit of probabilities, the score itself for other outputs."
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     score, safe = scores[:, output], tf.clip_by_value(scores, 1e-7, 1 - 1e-7)
     inside = bool(tf.reduce_all((scores >= 0) & (scores <= 1)))
     return tf.math.log(safe[:, output]) - tf.math.log1p(-safe[:, output]) if inside else score
 
 def _slopes(head, activations, output):
     "(n, c) unit vectors of the steepest ascent of the score."
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     points = tf.constant(activations)
     with tf.GradientTape() as tape:
         tape.watch(points)

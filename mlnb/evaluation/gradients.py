@@ -28,7 +28,7 @@ def path_gradients(
     most:int=16_384,       # points whose gradients are taken at once
 ) -> np.ndarray:           # (m, ...) share of each number; they add up to score minus mean score of the baselines
     "Integrated gradients."
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     if steps < 2: raise EvaluationError("a path needs two steps", got=steps)
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     places = tf.constant((nodes + 1) / 2, "float32")
@@ -79,7 +79,7 @@ def _halves(model):
 
 def _prepared(front, arrays, most=20_000):
     "What the preparation makes of arrays, in parts."
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     count = len(next(iter(arrays.values())))
     parts = [np.asarray(front({k: tf.constant(v[i:i + most]) for k, v in arrays.items()})) for i in range(0, count, most)]
     return np.concatenate(parts)
@@ -110,7 +110,7 @@ def integrated_gradients(
     "Integrated gradients of a table's columns, taken behind the model's preparation; text and gaps included."
     from mlnb.data.schemas import features_of
     from mlnb.training.models import to_inputs
-    import_quietly()
+    import_quietly("tensorflow")
     if not len(rows): raise EvaluationError("there are no rows to explain")
     front, head = _halves(model)
     usual, features = some_rows(background, max(1, size), seed), features_of(schema)

@@ -27,7 +27,7 @@ def _moved(tf, numbers, gradient, start, box, strength):
 
 def _step(model, schema, box, strength):
     "A compiled function that learns from one batch and its attacked copy."
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     task = schema["label"]["task"]
     names = box.inputs
     def put(inputs, numbers): return inputs | {name: numbers[:, i:i + 1] for i, name in enumerate(names)}
@@ -86,7 +86,7 @@ def harden(
 ) -> Hardened:                   # with the model
     "Train a model on plain and attacked rows; raises `EvaluationError` for settings out of range."
     _check(epochs, strength, batch_size, learning_rate)
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     import keras
     keras.utils.set_random_seed(seed)
     box, metric = box or attack_box(schema), MAIN_METRIC[schema["label"]["task"]]

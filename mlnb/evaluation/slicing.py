@@ -6,14 +6,14 @@
 __all__ = ['slice_values', 'Part', 'read_slices', 'cut_slices', 'Group', 'groups_in', 'groups_of']
 
 # %% ../../nbs/evaluation/07_slicing.ipynb #35686ca2
-import importlib
 import json
 import re
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 import numpy as np
 import pandas as pd
-from ..errors import EvaluationError
+from ..errors import EvaluationError, ParameterError
+from ..named_functions import named_function
 from .rows import Rows, find_column, plain_text
 from .where import rows_where
 
@@ -99,11 +99,9 @@ def _named_bins(column, bins):
 
 def _function(text):
     "A function of the project, by `module:name`."
-    module, _, name = str(text).partition(":")
-    try: found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise EvaluationError(f"there is no function '{text}' for slices", got=str(e), expected="module:function") from e
-    return found if callable(found) else _wrong("no function", text, "module:function")
+    try: return named_function(str(text))
+    except ParameterError as e:
+        raise EvaluationError(f"there is no function '{text}' for slices", got=e.got, expected="module:function") from e
 
 def _of_dictionary(given):
     rest = {key: value for key, value in given.items() if key != "name" or not isinstance(value, str)}

@@ -12,7 +12,6 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -20,6 +19,8 @@ from ..errors import EvaluationError
 from .rows import TASKS
 
 # %% ../../nbs/evaluation/09_tfma_config.ipynb #f3ccc5d0
+_MESSAGES: dict[str, ModuleType] = {}
+
 def tfma_messages(
     name:str,         # file of the messages: "config", "metrics_for_slice" or "validation_result"
 ) -> ModuleType:      # its classes
@@ -28,16 +29,16 @@ def tfma_messages(
         return importlib.import_module(f"tensorflow_model_analysis.proto.{name}_pb2")
     importlib.import_module("google.protobuf.wrappers_pb2")
     for needed in ("config", "metrics_for_slice") if name == "validation_result" else (): tfma_messages(needed)
-    own = f"_mlnb_tfma_{name}"
-    if own not in sys.modules:
+    if name not in _MESSAGES:
         package = importlib.util.find_spec("tensorflow_model_analysis")
         places = package and package.submodule_search_locations
         if not places:
             raise EvaluationError("TensorFlow Model Analysis is not installed", cure="install mlnb with its dependencies")
-        module = ModuleType(own)
-        SourceFileLoader(own, str(Path(places[0])/"proto"/f"{name}_pb2.py")).exec_module(module)
-        sys.modules[own] = module
-    return sys.modules[own]
+        path = Path(places[0])/"proto"/f"{name}_pb2.py"
+        module = ModuleType(f"_mlnb_tfma_{name}")
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        _MESSAGES[name] = module
+    return _MESSAGES[name]
 
 # %% ../../nbs/evaluation/09_tfma_config.ipynb #0c8c1a9b
 class Columns(NamedTuple):

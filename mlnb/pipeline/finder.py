@@ -60,6 +60,7 @@ class Modules:
         self.listings: dict[str, frozenset[str]] = {}
         self.places: dict[str, Place|None] = {}
         self.records: dict[str, dict[str, Any]] = {}
+        self.read: dict[str, dict[str, str]] = {}     # texts by digest, of the modules that were read by now
         self.lists: dict[str, list[str]] = {}
         self.stamps: dict[str, list[int]|None] = {}
         self.edges: dict[tuple, list[tuple]] = {}     # for the next notebook
@@ -119,7 +120,7 @@ class Modules:
         record = self.cache.get(key, before) if before else None
         if record is None:
             settled = before and is_settled(before)   # asked before the file is read
-            record, _ = self._analyse(name)
+            record, self.read[name] = self._analyse(name)
             if settled and stamp(path) == before: self.cache.put(key, before, record)
             else: before = None
         if path: self.stamps[path] = before
@@ -139,8 +140,9 @@ class Modules:
         return {**record, "units": {k: Unit(*u) for k, u in record["units"].items()}}
 
     def texts(self, name:str) -> dict[str, str]:
-        "All texts of a module's units by digest, read anew."
-        return self._analyse(name)[1]
+        "All texts of a module's units by digest."
+        if name not in self.read: self.read[name] = self._analyse(name)[1]
+        return self.read[name]
 
     def below(self, package:str="") -> list[str]:
         "Names of all modules in a package, or in the whole project."

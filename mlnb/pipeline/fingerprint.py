@@ -7,11 +7,13 @@ __all__ = ['CELL_BREAK', 'Measures', 'open_measures', 'parts_of', 'fingerprint',
 
 # %% ../../nbs/pipeline/45_fingerprint.ipynb #250cc686
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 from ..files import canonical_json, digest
 from .finder import KeptModules, open_modules
 from .packages import Packages, open_packages
 from .parameters import Secret, to_json
+from .references import NAMES_FUNCTION
 from .reach import Reach, reach_texts, reached
 from .sources import FileDigests, digest_source, open_digests, resolve_source
 from .stage import Stage
@@ -58,9 +60,22 @@ def _sources(stage, values, project, files):
         found[str(text)] = digest_source(resolve_source(str(text), project.root, where), files, where)
     return dict(sorted(found.items()))
 
-def _reach(stage, modules):
+def _texts(value):
+    "Texts anywhere in a parameter's value."
+    if isinstance(value, str): yield value
+    elif isinstance(value, dict):
+        for pair in value.items(): yield from _texts(pair)
+    elif isinstance(value, list | tuple):
+        for inner in value: yield from _texts(inner)
+
+def _reach(stage, values, modules):
     "What a Python stage reaches; of another language only the code itself is known."
-    return reached(modules, stage.code) if stage.language == "python" else Reach({}, frozenset(), {}, "")
+    if stage.language != "python": return Reach({}, frozenset(), {}, "")
+    given = {p.name: p.default for p in stage.parameters} | values
+    secret = {p.name for p in stage.parameters if p.secret} | {n for n, v in given.items() if isinstance(v, Secret)}
+    texts = _texts([v for n, v in given.items() if n not in secret])
+    named = sorted({text for text in texts if NAMES_FUNCTION.fullmatch(text)})
+    return reached(modules, [*stage.code, repr(named)] if named else stage.code)
 
 # %% ../../nbs/pipeline/45_fingerprint.ipynb #edb3b78c
 def parts_of(
@@ -71,7 +86,7 @@ def parts_of(
     measures:Measures,       # as made by `open_measures`
 ) -> dict[str, object]:      # JSON; see the table above
     "All that a stage's result depends on; raises `ProjectError` for a source that cannot be read."
-    reach = _reach(stage, measures.modules)
+    reach = _reach(stage, values, measures.modules)
     return {"code": digest(CELL_BREAK.join(stage.code)), "parameters": _parameters(stage, values),
             "upstream": dict(sorted(upstream.items())), "sources": _sources(stage, values, project, measures.files),
             "modules": reach.definitions, "packages": measures.packages.versions(sorted(reach.packages)),
@@ -86,8 +101,11 @@ def fingerprint(
 
 def texts_of(
     stage:Stage,        # the stage, as read
+    values:dict[str, object], # parameters that were given
     measures:Measures,  # the instruments that measured it
-) -> dict[str, str]:    # texts by digest
+    known:Callable[[str], bool]=lambda _: False, # digests whose text is at hand already
+) -> dict[str, str]:    # the other texts by digest
     "The texts behind the digests of `code` and `modules`: kept with the result, they let `mlnb why` show lines."
     code = CELL_BREAK.join(stage.code)
-    return {digest(code): code} | reach_texts(measures.modules, _reach(stage, measures.modules))
+    own = {} if known(digest(code)) else {digest(code): code}
+    return own | reach_texts(measures.modules, _reach(stage, values, measures.modules), known)

@@ -14,7 +14,7 @@ from .records import Unit
 from .references import references
 from .scopes import FUNCTIONS, Home, bindings, name_chain
 
-# %% ../../nbs/pipeline/38_modules.ipynb #e0d29801
+# %% ../../nbs/pipeline/38_modules.ipynb #ed2203e3
 def is_idle(
     statement:ast.AST,  # any statement
 ) -> bool:              # True when leaving it out changes nothing but `__doc__`
@@ -22,29 +22,44 @@ def is_idle(
     constant = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
     return constant or isinstance(statement, ast.Pass)
 
+_BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
+
+def _statements(nodes):
+    "Each of these nodes with all statements inside of it, outer blocks first; expressions are not looked into."
+    for top in nodes:
+        level = [top]
+        while level:
+            yield from level
+            blocks = [getattr(node, field, None) for node in level for field in _BLOCKS]
+            level = [inner for block in blocks if isinstance(block, list) for inner in block]
+
 def docstrings(
     nodes:Iterable[ast.AST],  # definitions or whole modules
 ) -> str:                     # "" when there are none
     "All texts that stand as statements in these nodes."
-    values = [n.value for top in nodes for n in ast.walk(top) if isinstance(n, ast.Expr)]
+    values = [n.value for n in _statements(nodes) if isinstance(n, ast.Expr)]
     return "\n".join(v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str))
 
-class _Strip(ast.NodeTransformer):
+def _strip(node):
     "Take idle statements out of every block."
-    def generic_visit(self, node):
-        super().generic_visit(node)
-        for field in ("body", "orelse", "finalbody"):
-            block = getattr(node, field, None)
-            if not isinstance(block, list): continue
-            kept = [s for s in block if not is_idle(s)]
-            block[:] = kept or ([ast.Pass()] if block and field == "body" and not isinstance(node, ast.Module) else [])
-        return node
+    for field in _BLOCKS:
+        block = getattr(node, field, None)
+        if not isinstance(block, list): continue
+        for inner in block: _strip(inner)
+        kept = [s for s in block if not is_idle(s)]
+        block[:] = kept or ([ast.Pass()] if block and field == "body" and not isinstance(node, ast.Module) else [])
+    return node
+
+def _text(statement):
+    "Written out once: a statement counts in its unit, and again in the whole of its module."
+    if not hasattr(statement, "text"): statement.text = ast.unparse(_strip(statement))
+    return statement.text
 
 def unit_text(
     nodes:Iterable[ast.AST],  # statements, which lose their docstrings
 ) -> str:                     # "" when nothing is left
     "The text of statements that counts."
-    return "\n".join(ast.unparse(_Strip().visit(n)) for n in nodes if not is_idle(n))
+    return "\n".join(_text(n) for n in nodes if not is_idle(n))
 
 # %% ../../nbs/pipeline/38_modules.ipynb #1d0d41fa
 _PURE = {f"builtins.{n}" for n in ("property", "staticmethod", "classmethod")} | {
@@ -159,12 +174,14 @@ def _keep(text, texts):
     if text: texts[digest(text)] = text
     return digest(text) if text else ""
 
-# %% ../../nbs/pipeline/38_modules.ipynb #e6526d55
+# %% ../../nbs/pipeline/38_modules.ipynb #599b4432
 def _home(statements, module, package):
     "The module's names with the imports that bind them; `global` in a function binds too."
     bare = Home(module, package, {})
     names = bindings(statements, bare)[0]
-    for node in (n for s in statements for n in ast.walk(s) if isinstance(n, FUNCTIONS)):
+    every = list(_statements(statements))
+    functions = [n for n in every if isinstance(n, FUNCTIONS)] if any(isinstance(n, ast.Global) for n in every) else []
+    for node in functions:
         for name, targets in bindings(node.body, bare)[1].items():
             names[name] = tuple(dict.fromkeys([*names.get(name, ()), *targets]))
     return Home(module, package, names)
@@ -187,6 +204,7 @@ def _exported_names(statements):
 def _take_apart(source, module, package, texts):
     "The record of a module that parses."
     tree = ast.parse(source)
+    all_docs = _keep(docstrings([tree]), texts)
     statements = list(_executed(tree.body, _home(tree.body, module, package)))
     home = _home(statements, module, package)
     groups, body = _group(statements, home)
@@ -203,8 +221,7 @@ def _take_apart(source, module, package, texts):
     units["(body)"] = Unit(_keep(unit_text(here), texts), docs, refs=tuple(refs))
     reason = ("star import" if any(r.startswith("!self|star") for r in refs) else
               "module-level __getattr__" if "__getattr__" in names else "")
-    tree = ast.parse(source)
-    all_docs, whole = _keep(docstrings([tree]), texts), _keep(unit_text(tree.body), texts)
+    whole = _keep(unit_text(tree.body), texts)
     named = _import_texts([statements[i] for i in sorted(imports)], home, texts)
     return {"names": names, "imports": named, "units": units, "whole": reason, "digest": whole, "docs": all_docs,
             "reads_docs": b"__doc__" in source or b"inspect" in source, "all": _exported_names(statements)}

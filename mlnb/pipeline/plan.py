@@ -49,7 +49,8 @@ class Planner:
 
     def keep_texts(self, name:str) -> None:
         "Put the code behind a stage's fingerprint into the store, so that `mlnb why` can show lines later."
-        for text in texts_of(self.graph.stages[name], self.measures).values(): self.store.put_bytes(text.encode())
+        missing = texts_of(self.graph.stages[name], self.values[name], self.measures, self.store.renew)
+        if missing: self.store.put_texts(missing.values())
 
 # %% ../../nbs/pipeline/80_plan.ipynb #1b9e6af1
 def upstream_digests(

@@ -6,13 +6,14 @@
 __all__ = ['Reach', 'reached', 'reach_texts']
 
 # %% ../../nbs/pipeline/40_reach.ipynb #e7fd5d5b
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 from ..files import digest
 from .finder import KeptModules
 
 # %% ../../nbs/pipeline/40_reach.ipynb #3b5480ed
-_HARNESS = ("mlnb.pipeline", "mlnb.tracking", "mlnb.errors", "mlnb.settings", "mlnb.files", "mlnb.metrics", "mlnb.answers", "mlnb.cli")
+_HARNESS = ("mlnb.pipeline", "mlnb.tracking", "mlnb.errors", "mlnb.settings", "mlnb.files", "mlnb.metrics", "mlnb.answers", "mlnb.cli",
+            "mlnb.named_functions")
 
 def _is_harness(module):
     return module == "mlnb" or any(module == h or module.startswith(h + ".") for h in _HARNESS)
@@ -86,6 +87,7 @@ class _References(_Graph):
     def refer(self, module, ref):
         "Nodes for one reference in the code of a module."
         if ref[0] == "+": return self.imported(*ref[1:].split(":"))
+        if ref[0] == "?": return self.target(ref[1:]) if self.modules.find(ref[1:].partition(":")[0]) else []
         if ref[0] == "!": return self.undecided(module, *ref[1:].partition("|")[::2])
         text, _, given = ref.partition("|")
         if ref[0] == "=": return self.target(text[1:], given=given)
@@ -218,10 +220,14 @@ def reached(
     return Reach(kept[0], frozenset(kept[1]), *kept[2:])
 
 def reach_texts(
-    modules:KeptModules,  # the modules it was made from
-    reach:Reach,          # as returned by `reached`
-) -> dict[str, str]:      # text of every definition by digest, as far as the files are unchanged
+    modules:KeptModules,                     # the modules it was made from
+    reach:Reach,                             # as returned by `reached`
+    known:Callable[[str], bool]=lambda _: False, # digests whose text is at hand; a module with no others is not read
+) -> dict[str, str]:                         # text of every other definition by digest, as far as the files are unchanged
     "The texts behind the digests, for the day when somebody asks what changed."
-    wanted, texts = set(reach.definitions.values()), {digest(reach.order): reach.order}
-    for module in {key.partition(":")[0] for key in reach.definitions if ":" in key}: texts |= modules.texts(module)
-    return {d: t for d, t in texts.items() if d in wanted}
+    asked = {d: known(d) for d in set(reach.definitions.values())}
+    wanted = {key: d for key, d in reach.definitions.items() if not asked[d]}
+    texts = {digest(reach.order): reach.order}
+    for module in {key.partition(":")[0] for key in wanted if ":" in key}: texts |= modules.texts(module)
+    found = set(wanted.values())
+    return {d: t for d, t in texts.items() if d in found}

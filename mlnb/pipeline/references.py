@@ -6,7 +6,7 @@
 __all__ = ['references']
 
 # %% ../../nbs/pipeline/37_references.ipynb #19c8824c
-import ast
+import ast, re
 from collections.abc import Iterable
 from .scopes import Home, bindings, name_chain, outer_parts
 
@@ -17,6 +17,7 @@ _IMPORTERS = {"importlib.import_module", "importlib.__import__", "builtins.__imp
               "pkgutil.resolve_name"}
 _RUNNERS = {"runpy.run_path", "importlib.util.spec_from_file_location", "importlib.machinery.SourceFileLoader",
             "importlib.util.spec_from_loader"}
+NAMES_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")   # as `mlnb.named_functions` imports
 _FRAMES = {"__globals__", "f_globals", "f_builtins", "__builtins__"}
 
 def _prefix(node):
@@ -205,6 +206,9 @@ class _Code(_Scopes):
         else:
             self.add("!loaded|sys.modules"); self.read(node.slice)
         return self.use(*name_chain(node.value))
+
+    def read_Constant(self, node):
+        if isinstance(node.value, str) and NAMES_FUNCTION.fullmatch(node.value): self.add("?" + node.value)
 
     def read_Compare(self, node):
         # `name in sys.modules` gives yes or no, and no module

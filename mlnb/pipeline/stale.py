@@ -13,7 +13,6 @@ from .fingerprint import parts_of, texts_of
 from .graph import Graph, build_graph
 from .plan import Planner, is_whole, upstream_digests
 from .runs import FORMAT, find_run, newest_good, read_run
-from .stage import Stage
 from .why import why, why_text
 from ..settings import Project
 
@@ -22,15 +21,17 @@ class StoredTexts:
     "Texts by digest: of the stages as they are, else from the store."
 
     def __init__(self, planner:Planner):
-        self.planner, self.known = planner, {}
+        self.planner, self.stages = planner, []
 
-    def know(self, stage:Stage) -> None:
-        "Take in the texts of a stage as it is now."
-        self.known |= texts_of(stage, self.planner.measures)
+    def know(self, name:str) -> None:
+        "Look among the texts of this stage as it is now, too."
+        self.stages.append((self.planner.graph.stages[name], self.planner.values[name]))
 
     def get(self, digest:str) -> str|None:
         "The text of a digest, or None."
-        if digest in self.known: return self.known[digest]
+        for stage, values in self.stages:
+            found = texts_of(stage, values, self.planner.measures, lambda other: other != digest)
+            if digest in found: return found[digest]
         try: return self.planner.store.path_of(digest).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError, MlnbError): return None
 
@@ -67,7 +68,7 @@ def _reasons(planner, name, old, above, texts):
     stage, before = planner.graph.stages[name], (old or {}).get("parts", {}).get("upstream", {})
     unknown = [up for up in planner.graph.upstream[name] if above.get(up) is None]
     digests = dict(before) if unknown else upstream_digests(stage, above)
-    texts.know(stage)
+    texts.know(name)
     found = why(old and old["parts"], _own(planner, name, digests), texts)
     anew = [n for n in before if n.removeprefix("after ").partition(".")[0] in unknown]
     return found + [{"part": "upstream", "what": n, "old": before[n], "new": None} for n in anew]

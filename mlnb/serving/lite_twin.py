@@ -26,7 +26,7 @@ def _reason(error):
 
 def _converted(folder):
     "The file's bytes, or why there are none."
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     with no_error_stream(), quiet():
         try: return tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=["serving_default"]).convert()
         except Exception as e:  # noqa: BLE001 - the converter's errors share no base

@@ -170,7 +170,7 @@ class Loaded:
         self._questions:dict[tuple, _Question] = {}
         self._lock = threading.Condition()
         self._running, self._closed = 0, False
-        tf = import_quietly()
+        tf = import_quietly("tensorflow")
         self._op_error, self._options = tf.errors.OpError, self._callable_options(threads)
         self._session:Any = _session(tf, threads)
         try:
@@ -256,6 +256,6 @@ def load_model(
 # %% ../../nbs/serving/40_loaded.ipynb #f120a1f5
 def freeze_imports() -> None:
     "Import TensorFlow and make later garbage collections short; for a server's process, before it loads its first model."
-    import_quietly()
+    import_quietly("tensorflow")
     gc.collect()
     gc.freeze()

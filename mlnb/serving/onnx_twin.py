@@ -72,7 +72,7 @@ def _with_shapes(tf, graph):
 def _converted(folder, careful):
     "(ONNX model, {name of the signature: name in the model} for inputs and outputs) of `serving_default`."
     from tf2onnx import optimizer, tf_loader, tfonnx
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     handlers = {"SelectV2": (_select, []), "FloorMod": (_floor_mod, [])} | ({"Relu": (_relu, [])} if careful else {})
     graph, inputs, outputs, tables, names = tf_loader.from_saved_model(
         str(folder), None, None, tag=["serve"], signatures=["serving_default"], return_initialized_tables=True, return_tensors_to_rename=True)

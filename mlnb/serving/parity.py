@@ -90,7 +90,7 @@ def _shown(value): return repr(_text(value)[:40]) if isinstance(value, str | byt
 def _answered(ask, rows):
     "(kept row numbers, their answers) of a SavedModel that may refuse some of them."
     from mlnb.training.quiet import import_quietly
-    tf, count = import_quietly(), len(next(iter(rows.values())))
+    tf, count = import_quietly("tensorflow"), len(next(iter(rows.values())))
     try: return np.arange(count), ask(rows)
     except (tf.errors.OpError, ValueError): found = {}
     for i in range(count):

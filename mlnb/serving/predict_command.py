@@ -37,10 +37,15 @@ class Progress:
         now = self.clock()
         if self.first is None: self.first = rows, share, now
         if now - self.began < 2 or now - self.said < (0.2 if self.terminal else 10): return
-        self.said, self.shown = now, True
+        self.said = now
         done, part, took = rows - self.first[0], share - self.first[1], max(1e-9, now - self.first[2])
         left = f", {_span(took * (1 - share) / part)} left" if part > 0 else ""
-        text = f"{rows:,} rows, {share:.0%}, {done / took:,.0f} rows/s{left}"
+        rate = f", {done / took:,.0f} rows/s" if done else ""
+        self.say(f"{rows:,} rows, {share:.0%}{rate}{left}")
+
+    def say(self, text:str) -> None:
+        "Instead of the line before."
+        self.shown = True
         self.stream.write(f"\r\033[K{text}" if self.terminal else f"{text}\n")
         self.stream.flush()
 
@@ -60,6 +65,7 @@ def predict_command(
     columns = None if asked.columns is None else [one.strip() for one in asked.columns.split(",") if one.strip()]
     if asked.columns == "all": columns = _all(asked.file)
     progress = Progress(sys.stderr)
+    if sys.stderr.isatty(): progress.say(f"loading {name} ...")
     try:
         report = predict_file(asked.file, str(folder), asked.output, columns=columns, signature=asked.signature, batch_size=asked.batch_size,
                               resume=asked.resume, on_error=asked.on_error, progress=progress)

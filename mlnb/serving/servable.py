@@ -44,7 +44,7 @@ def read_warm_up(
     "The warm-up requests of a model; raises `Refusal` as upstream does."
     path = Path(folder)/WARM_UP_FILE
     if not path.is_file(): return
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     with quiet(): records = tf.compat.v1.io.tf_record_iterator(str(path))
     for place in range(MOST_RECORDS + 1):
         try: record = next(records)

@@ -16,7 +16,7 @@ from ..training.quiet import import_quietly
 # %% ../../nbs/serving/12_served.ipynb #8acbf26c
 def _signature(folder):
     "`serving_default` of a SavedModel, and what must stay alive as long as it."
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     if not (Path(folder)/"saved_model.pb").is_file():
         raise ServingError("this is no SavedModel", where=str(folder), expected="a folder with saved_model.pb")
     try: loaded = tf.saved_model.load(str(folder))
@@ -54,7 +54,7 @@ class Served:
 
     def answers(self, arrays:Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         "Everything that `serving_default` gives, by the name of the output."
-        tf = import_quietly()
+        tf = import_quietly("tensorflow")
         missing = [name for name in self.inputs if name not in arrays]
         if missing:
             raise ServingError("the rows lack inputs of the served model", where=self.folder.name,

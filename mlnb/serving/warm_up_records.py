@@ -25,7 +25,7 @@ _EXAMPLES = {"classify": "classify_log", "regress": "regress_log"}
 def _log(name, door, rows):
     "A `PredictionLog` that asks one door of the model `name` about rows."
     from tensorflow_serving.apis import prediction_log_pb2
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     log = prediction_log_pb2.PredictionLog()
     request = getattr(log, _EXAMPLES.get(door, "predict_log")).request
     request.model_spec.name, request.model_spec.signature_name = name, door
@@ -83,7 +83,7 @@ class Replayed(NamedTuple):
 def _request(record):
     "(door, its inputs as tensors) of a serialized `PredictionLog`."
     from tensorflow_serving.apis import prediction_log_pb2
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     log = prediction_log_pb2.PredictionLog.FromString(record)
     kind = log.WhichOneof("log_type")
     if not kind: raise ServingError("a warm-up record holds no request")
@@ -94,7 +94,7 @@ def _request(record):
     return request.model_spec.signature_name or "serving_default", inputs
 
 def _records(path):
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     try: return [one.numpy() for one in tf.data.TFRecordDataset(str(path))]
     except tf.errors.OpError as e:
         raise ServingError("the warm-up file is no TFRecord", where=str(path), got=str(e.message).split("\n")[0]) from e
@@ -105,7 +105,7 @@ def replay_warm_up(
 ) -> Replayed:
     "Answer every warm-up record as a server does; raises `ServingError` for the first that cannot be answered."
     from google.protobuf.message import DecodeError
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     records, doors = _records(Path(folder)/WARM_UP), {}
     if len(records) > MOST_RECORDS:
         raise ServingError("too many warm-up records", where=str(folder), got=len(records), expected=f"at most {MOST_RECORDS}")
@@ -132,7 +132,7 @@ def add_warm_up(
     rows:int=8,                       # how many of them, from the first; at least 1
 ) -> Replayed:
     "Write the warm-up file of an export, read it back and answer it; raises `ServingError`, and then leaves no file."
-    tf, path = import_quietly(), Path(folder)/WARM_UP
+    tf, path = import_quietly("tensorflow"), Path(folder)/WARM_UP
     hidden = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ def log_fit(
     every_batches:int=0,  # also after so many batches; 0: at the end of epochs only
 ) -> "keras.callbacks.Callback": # noqa: F821
     "A callback that writes the curves of one fit."
-    import_quietly()
+    import_quietly("tensorflow")
     import keras
     class LogFit(keras.callbacks.Callback):
         "Writes through `mlnb.metrics`."

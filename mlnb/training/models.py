@@ -108,7 +108,7 @@ def build_model(
     seed:int=0,                      # draws the first weights and the dropout
 ) -> "keras.Model":                  # noqa: F821 - not compiled; inputs are named as in the schema
     "A functional model from raw columns to scores; raises `TrainingError` without a label in the schema."
-    import_quietly()
+    import_quietly("tensorflow")
     import keras
     if not schema.get("label"):
         raise TrainingError("the schema has no label", cure="describe_table(frame, label=facts)")
@@ -133,7 +133,7 @@ def predict(
     batch_size:int=4096,   # rows at once
 ) -> pd.DataFrame:         # (n, 1) `score` or (n, k) one column a class, with the index of `frame`
     "Scores of rows, see `metrics.score_table`."
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     arrays = to_inputs(frame, schema)
     def part(start): return {name: tf.constant(a[start:start + batch_size]) for name, a in arrays.items()}
     scores = [np.asarray(model(part(start), training=False)) for start in range(0, len(frame), batch_size)]
@@ -173,7 +173,7 @@ def batches(
     seed:int|None=None,            # order drawn anew for every epoch; None: the table's order
 ) -> "tensorflow.data.Dataset":    # noqa: F821 - (inputs, label, weight) of each batch
     "Rows as TensorFlow takes them; gathered by row number, so that shuffling moves numbers and not rows."
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     inputs = {name: tf.constant(array) for name, array in to_inputs(frame, schema).items()}
     label = tf.constant(frame[schema["label"]["name"]].to_numpy("float32")[:, None])
     weight = tf.constant(np.ones(len(frame), "float32") if weights is None else weights.astype("float32"))
@@ -267,7 +267,7 @@ def fit_model(
               "dropout": 0 <= dropout < 1}
     if wrong := [name for name, right in ranges.items() if not right]:
         raise TrainingError(f"{wrong[0]} is out of range", got=locals()[wrong[0]], expected="see fit_model")
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     import keras
     keras.backend.clear_session()
     if not tf.config.list_physical_devices("GPU"): tf.config.experimental.enable_op_determinism()

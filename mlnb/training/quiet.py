@@ -34,8 +34,8 @@ def no_error_stream() -> Iterator[None]:
 
 # %% ../../nbs/training/01_quiet.ipynb #0db43bbf
 def import_quietly(
-    name:str="tensorflow",  # TensorFlow, or a module that brings it, e.g. "tensorflow_model_analysis"
-) -> ModuleType:            # it
+    name:str,      # "tensorflow", or a module that brings it, such as "tensorflow_model_analysis"
+) -> ModuleType:   # it
     "Import a module without TensorFlow's start-up lines, unless `TF_CPP_MIN_LOG_LEVEL` is 0."
     if name in sys.modules or os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "0":
         return importlib.import_module(name)

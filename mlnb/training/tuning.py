@@ -89,7 +89,7 @@ def tune(
     if method not in METHODS: raise TrainingError("unknown search method", got=method, expected=" or ".join(METHODS))
     if trials < 1 or epochs < 1:
         raise TrainingError("nothing to search", got=f"{trials} trials, {epochs} epochs", expected="1 or more")
-    tf = import_quietly()
+    tf = import_quietly("tensorflow")
     if not tf.config.list_physical_devices("GPU"): tf.config.experimental.enable_op_determinism()
     schema, (monitor, mode) = measure(train, schema), monitor_of(schema["label"]["task"])
     settings = {"epochs": epochs, "method": method, "batch_size": batch_size, "seed": seed}
