@@ -4952,6 +4952,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlnb/serving/rollout_words.py'),
                                             'mlnb.serving.rollout_words._time': ( 'serving/rollout_words.html#_time',
                                                                                   'mlnb/serving/rollout_words.py'),
+                                            'mlnb.serving.rollout_words._to': ( 'serving/rollout_words.html#_to',
+                                                                                'mlnb/serving/rollout_words.py'),
                                             'mlnb.serving.rollout_words._wrapped': ( 'serving/rollout_words.html#_wrapped',
                                                                                      'mlnb/serving/rollout_words.py'),
                                             'mlnb.serving.rollout_words.deployment_text': ( 'serving/rollout_words.html#deployment_text',

@@ -166,7 +166,7 @@ def test_a_deployment_that_is_interrupted_leaves_nothing(project, seconds):
 
 
 def test_mistakes_are_one_line_that_names_what_there_is(project):
-    for words, expected in ((("deploy", "risc"), "models here: risk"), (("deploy", "risk", "--version", "9"), "one of: 1 (1.0.0"), (("rollout", "status", "none"), "mlnb deploy none"), (("rollout", "advance"), "mlnb rollout advance MODEL"),
+    for words, expected in ((("deploy", "risc"), "models here: risk"), (("deploy", "risk", "--version", "9"), "one of: 1 (1.0.0"), (("rollout", "status", "none"), "mlnb deploy none"), (("rollout", "advance"), "no rollout is under way"),
                             (("deploy", "risk", "--steps", "50,5", "--version", "2"), "growing percents"), (("deploy", "risk", "--to", "kserve", "--strategy", "shadow", "--version", "3"), "--to kubernetes")):
         said = project.mlnb(*words)
         assert said.code in (1, 2) and expected in said.err and "Traceback" not in said.err and said.out == "", (words, said)

@@ -93,7 +93,7 @@ def deploy_command(
     if asked.to == "local": print(f"ready after {time.monotonic() - began:.1f} s", file=sys.stderr)
     return Result(found, lambda: _deployed_text(found))
 
-# %% ../../nbs/serving/98_deploy_commands.ipynb #05ae96ac
+# %% ../../nbs/serving/98_deploy_commands.ipynb #fca68ab5
 def _path(asked, runs):
     from mlnb.serving.rollout_state import rollout_path
     return runs/"deployments"/asked.model/"compose"/"rollout.json" if asked.to == "compose" else rollout_path(runs, asked.model)
@@ -118,8 +118,8 @@ def _only_one(asked, runs):
     models = _models(asked, runs)
     going = [name for name in models if not read_rollout(_path(Namespace(model=name, to=asked.to), runs)).over]
     if len(going) == 1: return going[0]
-    raise ServingError(f"which rollout? {len(going)} are under way", cure="mlnb rollout status",
-                       expected=f"mlnb rollout {asked.what} MODEL, one of: {', '.join(going or models) or 'none yet'}")
+    if not going: raise ServingError("no rollout is under way", cure=f"mlnb deploy MODEL --to {asked.to} begins one; mlnb rollout status shows old ones")
+    raise ServingError(f"which rollout? {len(going)} are under way", expected=f"mlnb rollout {asked.what} MODEL, one of: {', '.join(going)}")
 
 def _all(asked, runs):
     "Every rollout, for `mlnb rollout status` alone; the only one is shown in full."

@@ -70,7 +70,7 @@ def promote(
         decide(folder, "promote", number, moved, alias=alias, forced=force and not blessed, reason=reason, by=by)
         return find_version(registry, model, number)
 
-# %% ../../nbs/serving/24_promotion.ipynb #24352cb9
+# %% ../../nbs/serving/24_promotion.ipynb #d0a3406c
 def rollback(
     registry:Path|str,       # the registry's folder
     model:str,               # name of a model
@@ -87,7 +87,7 @@ def rollback(
         past = [number for number in holders(folder, alias) if number != aliases.get(alias)]
         target = next((number for number in reversed(past) if number in there and _may_hold(aliases, alias, number)), None)
         if target is None:
-            raise ServingError(f"nobody of '{model}' was {alias} before who could be it again", where=str(registry),
+            raise ServingError(f"'{model}' has no earlier {alias} to go back to", where=str(registry),
                                got=f"held by: {', '.join(map(str, holders(folder, alias))) or 'nobody yet'}",
                                cure=f"mlnb promote {model} N --as {alias}" if len(there) > 1 else "")
         _require_whole(there[target], model)

@@ -38,7 +38,7 @@ def _row(rollout, version, name):
     return (f"  {'v' + str(version):6}{name:11}{counts.requests:>10,}{errors:>10}{_time(quantile_ms(counts, 0.5)):>10}{_time(quantile_ms(counts, 0.95)):>10}"
             f"{quality:>10}{rollout.met.get(version, 0):>11,}")
 
-# %% ../../nbs/serving/91_rollout_words.ipynb #8859a486
+# %% ../../nbs/serving/91_rollout_words.ipynb #54f779d3
 def _wrapped(text, first="  ", width=80):
     return "\n".join(textwrap.fill(line, width, initial_indent=first, subsequent_indent="  ") for line in text.splitlines())
 
@@ -49,12 +49,14 @@ def _headline(rollout):
     if not rollout.applied and not rollout.began: return f"{who}, waiting for its proxy"
     return f"{who}, " + (f"step {rollout.step + 1} of {len(steps)}" if rollout.state == "running" else rollout.state)
 
+def _to(rollout): return "" if rollout.target == "local" else f" --to {rollout.target}"
+
 def _steps(rollout):
     for one in rollout.history:
         new, old = (one["requests"].get(str(version), 0) for version in (rollout.release.new, rollout.release.champion))
         yield f"  {one['share']:>7.4g}  {one['seconds']:>7,.0f} s  {new:>9,} and {old:,} requests: {one['action']}"
 
-# %% ../../nbs/serving/91_rollout_words.ipynb #25503615
+# %% ../../nbs/serving/91_rollout_words.ipynb #babac3d2
 def rollout_text(
     rollout:Rollout,                      # as it stands
     deployment:Deployment|None=None,      # where it runs, on this machine
@@ -70,10 +72,10 @@ def rollout_text(
     else:
         met = rollout.met.get(rollout.release.new, 0)
         lines += [_wrapped(rollout.reason), f"  version {rollout.release.new} met {met:,} of {sum(rollout.met.values()):,} requests"]
-        if rollout.state == "withdrawn": lines += [_wrapped(f"try it again: mlnb deploy {rollout.model} --version {rollout.release.new}")]
+        if rollout.state == "withdrawn": lines += [_wrapped(f"try it again: mlnb deploy {rollout.model} --version {rollout.release.new}{_to(rollout)}")]
     if rollout.history: lines += ["", "  share of the new version, how long, and what came of it", *_steps(rollout)]
     if not rollout.over: lines += ["", _wrapped("carried on by process " + str(rollout.controller.pid) if rollout.controller and is_alive(rollout.controller)
-                                               else f"nobody carries it on: mlnb rollout watch {rollout.model}")]
+                                               else f"nobody carries it on: mlnb rollout watch {rollout.model}{_to(rollout)}")]
     return "\n".join([*lines, *([] if deployment is None else ["", deployment_text(deployment)])])
 
 def rollout_line(
