@@ -123,7 +123,8 @@ DEPLOY: dict[str, Any] = {
         (("--force",), {"action": "store_true", "help": "also a version that is not blessed or breaks clients"}),
         (("--stop",), {"action": "store_true", "help": "stop what runs on this machine"}), _REGISTRY, _JSON]),
     "rollout": ("deploy_commands:rollout_command", "look at a rollout, turn it by hand, or watch it", [
-        (("what",), {"choices": ("status", "advance", "abort", "watch")}), _MODEL,
+        (("what",), {"choices": ("status", "advance", "abort", "watch")}),
+        (("model",), {"nargs": "?", "help": "name in the registry; all of them, or the only one under way, when left out"}),
         (("--to",), {"choices": ("local", "compose"), "default": "local", "help": "which deployment (local)"}),
         (("--reason",), {"metavar": "TEXT", "default": "", "help": "of abort, for the record"}), _JSON]),
 }

@@ -263,7 +263,8 @@ def test_servers_run_without_root_and_are_asked_whether_they_are_ready():
         container = pod["containers"][0]
         assert pod["securityContext"]["runAsNonRoot"] and container["securityContext"]["readOnlyRootFilesystem"] and not pod["automountServiceAccountToken"]
         assert container["lifecycle"]["preStop"] and container["readinessProbe"] and container["livenessProbe"] and container["resources"]["requests"]
-        assert int(container["lifecycle"]["preStop"]["exec"]["command"][1]) < pod["terminationGracePeriodSeconds"]
+        waits = int(re.search(r"(\d+)$", container["lifecycle"]["preStop"]["exec"]["command"][-1])[1])
+        assert RELEASE.timeout_seconds + 5 <= waits < pod["terminationGracePeriodSeconds"], "the slowest request that was let in is answered"
     assert pods[0]["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/v1/models/High.use_2"
     services = compose_document(RELEASE, "x")["services"]
     assert all(one["user"] != "0:0" and one["read_only"] and one["cap_drop"] == ["ALL"] for one in services.values())
@@ -279,6 +280,55 @@ def test_the_servers_files_are_tensorflow_servings():
     assert (config.name, config.base_path, list(config.model_version_policy.specific.versions), dict(config.version_labels)) == (
         "High.use_2", "/models/High.use_2", [7], {"challenger": 7})
     assert "prometheus_config { enable: true" in monitoring_config(RELEASE)
+
+
+DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+@pytest.mark.parametrize("name", ["7days", "2024.tips_v2", "A" * 80, "a", "x--y..z", "Ends.", "0", "under_score", "_".join("ab" * 30)])
+def test_any_name_of_a_model_gives_names_that_a_cluster_takes(name, tmp_path):
+    """Services are DNS labels that begin with a letter; the model's own name stays in addresses and paths."""
+    release = Release(name, 6, 7, share=0.05)
+    documents = kubernetes_documents(release) + kserve_documents(release)
+    for one in documents: assert DNS_LABEL.fullmatch(one["metadata"]["name"]), one["metadata"]["name"]
+    assert all(DNS_LABEL.fullmatch(service) for service in compose_document(release, "../r")["services"])
+    assert f"/v1/models/{name}" in json.dumps(documents)
+    folder = written(tmp_path, everything(release))
+    if name in ("7days", "x--y..z"):
+        checks = [*validate_files(folder / "compose"), *validate_files(folder / "kubernetes"), *validate_files(folder / "kserve")]
+        assert [one for one in checks if one.good is False] == []
+
+
+def test_nobody_but_what_looks_after_the_pod_reaches_the_proxys_administration():
+    """It could stop the proxy."""
+    policies = {one["metadata"]["name"]: one["spec"] for one in kubernetes_documents(RELEASE) if one["kind"] == "NetworkPolicy"}
+    assert set(policies) == {"high-use-2-versions", "high-use-2-envoy"}
+    admin = [rule for rule in policies["high-use-2-envoy"]["ingress"] if {"port": "admin"} in rule.get("ports", [{"port": "admin"}])]
+    assert len(admin) == 1 and [one["podSelector"]["matchLabels"] for one in admin[0]["from"]] == [{"app.kubernetes.io/name": "prometheus"}]
+    ports = {one["name"] for one in next(
+        one for one in kubernetes_documents(RELEASE) if one["kind"] == "Deployment" and one["metadata"]["name"] == "high-use-2")["spec"]["template"]["spec"]["containers"][0]["ports"]}
+    assert ports == {"rest", "grpc", "admin"}
+
+
+def test_a_slow_model_is_not_killed_while_it_loads_or_answers():
+    """Probes wait five minutes in both kinds of cluster; a pod that ends waits for the slowest request that is allowed."""
+    slow = RELEASE._replace(timeout_seconds=90.0)
+    pods = [one["spec"]["template"]["spec"] for one in kubernetes_documents(slow) if one["kind"] == "Deployment"]
+    assert all(pod["terminationGracePeriodSeconds"] > 100 for pod in pods)
+    startup = pods[0]["containers"][0]["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 300
+    live = kserve_documents(RELEASE)[1]["spec"]["predictor"]["containers"][0]["livenessProbe"]
+    assert live["periodSeconds"] * live["failureThreshold"] >= 300
+
+
+def test_every_image_is_pinned_and_every_model_is_mounted_to_be_read():
+    for one in compose_document(RELEASE, "../r")["services"].values():
+        assert re.fullmatch(r"[\w./-]+:v?\d+(\.\d+)+", one["image"]) and all(volume["read_only"] and not volume["bind"]["create_host_path"] for volume in one["volumes"])
+    for one in kubernetes_documents(RELEASE):
+        if one["kind"] != "Deployment": continue
+        (container,) = one["spec"]["template"]["spec"]["containers"]
+        assert re.fullmatch(r"[\w./-]+:v?\d+(\.\d+)+", container["image"])
+        assert all(mount.get("readOnly") for mount in container["volumeMounts"] if mount["name"] != "tmp")
 
 
 def registered(folder, name, value, inputs=("age",), blessed=True):
@@ -302,7 +352,7 @@ def test_deploying_elsewhere_writes_files_that_were_checked(to, tmp_path):
     deploy(tmp_path / "runs", tmp_path / "registry", "m", Asked(to))
     assert first == {path: path.read_bytes() for path in first}
     if to == "compose":
-        mounted = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["m-v1"]["volumes"][0].split(":")[0]
+        mounted = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["m-v1"]["volumes"][0]["source"]
         assert (folder / mounted).resolve() == (tmp_path / "registry" / "m").resolve()
         assert json.loads((folder / "rollout.json").read_text())["target"] == "compose"
 
@@ -318,6 +368,37 @@ def test_what_a_pair_cannot_be_is_said_before_anything_is_written(tmp_path):
         with pytest.raises(ServingError, match=words): deploy(tmp_path / "runs", tmp_path / "registry", "m", Asked("kubernetes", version=version))
     assert not (tmp_path / "runs").exists()
     assert pick_versions(tmp_path / "registry", "m", version="2", force=True)[1]["number"] == 2
+
+
+def test_what_breaks_is_asked_of_the_two_versions_and_not_of_those_between(tmp_path):
+    """The second needs another input and the third does not any more; by their numbers both would break the first one's clients."""
+    versions = [registered(tmp_path, name, value, inputs)["version"] for name, value, inputs in (
+        ("a", 0.7, ("age",)), ("b", 0.8, ("age", "fare")), ("c", 0.9, ("age",)))]
+    assert versions == ["1.0.0", "2.0.0", "3.0.0"]
+    with pytest.raises(ServingError, match="input fare is new"): pick_versions(tmp_path / "registry", "m", version="2")
+    assert pick_versions(tmp_path / "registry", "m", version="3")[1]["number"] == 3
+    promote(tmp_path / "registry", "m", 2)
+    with pytest.raises(ServingError, match="input fare is gone"): pick_versions(tmp_path / "registry", "m", version="1")
+
+
+def test_models_that_would_share_their_names_in_a_cluster_are_refused(tmp_path):
+    for name in ("my.model", "My_Model", "other"):
+        exported = tmp_path / "exports" / name
+        (exported / "variables").mkdir(parents=True)
+        (exported / "saved_model.pb").write_text("graph " + name)
+        register(tmp_path / "registry", name, exported, {"evaluation": {"metric": "auc", "value": 0.7, "blessed": True}})
+    for to in ("compose", "kubernetes", "kserve"):
+        with pytest.raises(ServingError, match="'my.model' and 'My_Model' would have the same names"): deploy(tmp_path / "runs", tmp_path / "registry", "my.model", Asked(to))
+    assert deploy(tmp_path / "runs", tmp_path / "registry", "other", Asked("kubernetes"))["new"] is None
+
+
+def test_a_folder_with_a_dollar_sign_is_no_variable_of_compose(tmp_path):
+    registered(tmp_path / "a $HOME:b", "a", 0.7)
+    found = deploy(tmp_path / "a $HOME:b" / "runs", tmp_path / "a $HOME:b" / "registry", "m", Asked("compose"))
+    other = deploy(tmp_path / "runs", tmp_path / "a $HOME:b" / "registry", "m", Asked("compose"))
+    for one in (found, other):
+        source = yaml.safe_load((Path(one["folder"]) / "compose.yaml").read_text())["services"]["m-v1"]["volumes"][0]["source"]
+        assert (Path(one["folder"]) / source.replace("$$", "$")).resolve() == (tmp_path / "a $HOME:b" / "registry" / "m").resolve() and source.replace("$$", "").count("$") == 0
 
 
 def test_a_file_that_its_reader_refuses_is_an_error_that_names_it(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from mlnb.serving.local import stop_local
 from mlnb.serving.rehearsal import Users, request_bodies
 
 pytest.importorskip("envoy", reason="the extra 'deploy' is not installed, so there is no Envoy to ask")
+LOG, REST = "predictions", [""]   # one folder for all, so that servers of one test serve the next; where they answer
 ROWS = {"age": np.linspace(18, 90, 60, dtype="float32"), "plan": np.array(["a", "b", ""] * 20, object)}
 MODELS = """
 import sys
@@ -66,10 +68,13 @@ def wait(project, seconds=90):
 
 @pytest.mark.slow
 def test_a_canary_from_the_first_command_to_the_alias(project):
-    said = project.mlnb("deploy", "risk", "--port", "0", "--version", "2", "--min-requests", "80", "--latency-ratio", "0", "--json", code=0)
+    said = project.mlnb("deploy", "risk", "--port", "0", "--version", "2", "--steps", "20,50,100", "--min-requests", "80", "--latency-ratio", "0", "--log", LOG, "--json", code=0)
     assert "ready after" in said.err and (said.json["champion"]["number"], said.json["new"]["number"]) == (1, 2)
+    REST[0] = said.json["rest"]
     port = int(said.json["rest"].rpartition(":")[2])
-    assert project.mlnb("deploy", "risk", "--version", "3").code != 0, "another one is under way"
+    assert "under way" in project.mlnb("deploy", "risk", "--version", "3", code=1).err
+    assert project.mlnb("rollout", "status", code=0).out.startswith("risk: canary of version 2 beside version 1")
+    assert [one["model"] for one in project.mlnb("rollout", "status", "--json", code=0).json["rollouts"]] == ["risk"]
     shown = project.mlnb("rollout", "status", "risk", code=0).out
     assert "canary of version 2 beside version 1" in shown and "carried on by process" in shown and all(len(line) <= 80 for line in shown.splitlines())
     grpc = said.json["grpc"]
@@ -89,7 +94,6 @@ def test_a_canary_from_the_first_command_to_the_alias(project):
     connection.request("POST", path, request_bodies(ROWS)[0])
     answer = connection.getresponse()
     assert answer.status == 200 and answer.headers["x-mlnb-model-version"] == "2" and answer.read()
-    assert "stopped: envoy, v2" in project.mlnb("deploy", "risk", "--stop", code=0).out
     print(f"\n{sum(met.values()):,} requests from the first command to the alias: none lost")
 
 
@@ -110,7 +114,8 @@ def test_labels_that_arrive_withdraw_a_version_that_is_wrong(project):
     """The third version says the opposite. Nothing but the truth, joined by the request's number, can tell."""
     labels = project.root / "labels.csv"
     labels.write_text("request_id,label\n")
-    said = project.mlnb("deploy", "risk", "--port", "0", "--version", "3", "--steps", "30,100", "--labels", str(labels), "--min-requests", "100", "--latency-ratio", "0", "--json", code=0)
+    said = project.mlnb("deploy", "risk", "--port", "0", "--version", "3", "--steps", "30,100", "--labels", str(labels), "--min-requests", "100", "--latency-ratio", "0", "--log", LOG, "--json", code=0)
+    assert said.json["rest"] == REST[0], "the servers and the proxy of the test before go on"
     connection = http.client.HTTPConnection("127.0.0.1", int(said.json["rest"].rpartition(":")[2]))
     bodies, i, until, state = request_bodies(ROWS), 0, time.monotonic() + 60, "running"
     while state == "running" and time.monotonic() < until:
@@ -125,24 +130,43 @@ def test_labels_that_arrive_withdraw_a_version_that_is_wrong(project):
     rollout = wait(project)
     assert rollout["state"] == "withdrawn" and "quality" in rollout["reason"], rollout
     assert project.mlnb("rollout", "watch", "risk").code == 1
-    again = project.mlnb("deploy", "risk", "--port", "0")
-    assert again.code and "was withdrawn" in again.err and "--version 3 tries it again" in again.err
-    project.mlnb("deploy", "risk", "--stop", code=0)
+    assert project.mlnb("models", "risk", "--json").json["models"][0]["aliases"] == {"champion": 2}
+    shown = project.mlnb("models", "risk", code=0).out
+    assert re.search(r"\n3 +1\.2\.0 +withdrawn", shown) and "withdrew 3" in shown and max(map(len, shown.splitlines())) <= 80
+    again = project.mlnb("deploy", "risk", "--port", "0", "--log", LOG, code=0).out
+    assert "1.1.0 (champion), alone" in again and "(3) was withdrawn on" in again and "--version 3 tries it again" in again
+    assert max(map(len, again.splitlines())) <= 80
     print(f"\na model that says the opposite met {rollout['met']['3']} of {sum(rollout['met'].values())} requests: {rollout['reason']}")
 
 
 @pytest.mark.slow
 def test_a_shadow_is_compared_by_what_both_servers_wrote_down(project):
     for version, state, words in (("3", "withdrawn", "it decides differently"),):
-        said = project.mlnb("deploy", "risk", "--port", "0", "--strategy", "shadow", "--version", version, "--min-requests", "100", "--latency-ratio", "0", "--json", code=0)
+        said = project.mlnb("deploy", "risk", "--port", "0", "--strategy", "shadow", "--version", version, "--min-requests", "100", "--latency-ratio", "0", "--log", LOG, "--json", code=0)
         with Users(int(said.json["rest"].rpartition(":")[2]), "risk", request_bodies(ROWS), 2) as users: rollout = wait(project)
+        assert said.json["rest"] == REST[0]
         assert rollout["state"] == state and words in rollout["reason"], rollout
         assert {(one.status, one.version) for one in users.heard} == {(200, said.json["champion"]["number"])}
-        project.mlnb("deploy", "risk", "--stop", code=0)
+    assert "stopped: envoy, v2" in project.mlnb("deploy", "risk", "--stop", code=0).out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.2, 1.5])
+def test_a_deployment_that_is_interrupted_leaves_nothing(project, seconds):
+    """Ctrl-C while the servers start, early and late."""
+    process = project.start("deploy", "risk", "--port", "0", "--version", "3", "--log", LOG)
+    mark, until = f"--model_config_file={project.root}".encode(), time.monotonic() + 30
+    while not any(mark in read(path) for path in Path("/proc").glob("[0-9]*/cmdline")) and time.monotonic() < until: time.sleep(0.02)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and out == "", (process.returncode, out, err)
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(project.root).encode() in read(path)]
+    assert "nothing of risk was running" in project.mlnb("deploy", "risk", "--stop", code=0).out
 
 
 def test_mistakes_are_one_line_that_names_what_there_is(project):
-    for words, expected in ((("deploy", "risc"), "models here: risk"), (("deploy", "risk", "--version", "9"), "one of: 1 (1.0.0"), (("rollout", "status", "none"), "mlnb deploy none"),
+    for words, expected in ((("deploy", "risc"), "models here: risk"), (("deploy", "risk", "--version", "9"), "one of: 1 (1.0.0"), (("rollout", "status", "none"), "mlnb deploy none"), (("rollout", "advance"), "no rollout is under way"),
                             (("deploy", "risk", "--steps", "50,5", "--version", "2"), "growing percents"), (("deploy", "risk", "--to", "kserve", "--strategy", "shadow", "--version", "3"), "--to kubernetes")):
         said = project.mlnb(*words)
         assert said.code in (1, 2) and expected in said.err and "Traceback" not in said.err and said.out == "", (words, said)

@@ -305,6 +305,9 @@ model = build_model(schema)
 exported = export_model(model, schema, root/"export", to_inputs(table.head(50), schema), classes=["0", "1"])
 register(root/"runs"/"registry", "churn", exported.folder, {"evaluation": {"blessed": True}})
 frame.drop(columns="ja").assign(id=range(400)).to_csv(root/"rows.csv", index=False)
+from mlnb.serving.served import served_scores
+rows = pd.read_csv(root/"rows.csv")
+np.save(root/"expected.npy", served_scores(root/"export", {"alter": rows["Alter"].to_numpy(), "plan": rows["plan"].fillna("").to_numpy(object)}))
 """
     root = tmp_path_factory.mktemp("project")
     (root / "settings.ini").touch()
@@ -326,9 +329,7 @@ def test_the_command_answers_as_the_served_model_does(project):
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["rows"], facts["without_answer"], facts["model"]) == (400, 0, "churn 1.0.0")
-    from mlnb.serving.served import served_scores
-    found, rows = pd.read_parquet(project / "out.parquet"), pd.read_csv(project / "rows.csv")
-    expected = served_scores(project / "export", {"alter": rows["Alter"].to_numpy(), "plan": rows["plan"].fillna("").to_numpy(object)})
+    found, expected = pd.read_parquet(project / "out.parquet"), np.load(project / "expected.npy")
     assert list(found) == ["id", "scores", "error"] and found["id"].astype(int).tolist() == list(range(400))
     np.testing.assert_allclose(found["scores"], expected, atol=1e-6)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,14 +16,14 @@ import pytest
 from mlnb.errors import MlnbError, ServingError
 from mlnb.files import write_json
 from mlnb.serving.history import ALIASES, current_aliases, decide, holders, read_history
-from mlnb.serving.promotion import promote, retire, rollback
+from mlnb.serving.promotion import promote, retire, rollback, withdraw
 from mlnb.serving.registry import find_version, list_models, list_versions, read_aliases, register, verify_version
 
 ROOT = Path(__file__).parents[1]
 WORK = """
 import sys, time, random
 from mlnb.errors import ServingError
-from mlnb.serving.promotion import promote, retire, rollback
+from mlnb.serving.promotion import promote, retire, rollback, withdraw
 registry, start, seed, rounds = sys.argv[1:]
 draw = random.Random(int(seed))
 while time.time() < float(start): pass
@@ -30,6 +31,7 @@ for _ in range(int(rounds)):
     try:
         what = draw.random()
         if what < 0.6: promote(registry, "m", draw.randint(1, 6), draw.choice(("champion", "challenger", "shadow")), reason=seed, by=seed)
+        elif what < 0.7: withdraw(registry, "m", draw.randint(1, 6), reason=seed, by=seed)
         elif what < 0.9: rollback(registry, "m", reason=seed, by=seed)
         else: retire(registry, "m", draw.randint(1, 6), reason=seed, by=seed)
     except ServingError: pass
@@ -151,6 +153,37 @@ def test_a_full_disk_decides_nothing(registry, monkeypatch):
     assert holders(registry / "m", "champion") == [1, 4]
 
 
+def test_a_decision_holds_although_its_copy_cannot_be_written(registry, monkeypatch):
+    """The line in the history is the decision; `aliases.json` is a copy, and the disk became full in between."""
+    import mlnb.serving.history as history
+    from mlnb.errors import StoreError
+
+    def full(*words): raise StoreError("cannot write: the disk is full")
+
+    monkeypatch.setattr(history, "write_json", full)
+    assert promote(registry, "m", 3)["aliases"] == ["champion"]
+    monkeypatch.undo()
+    assert read_aliases(registry, "m")["champion"] == 3 and json.loads((registry / "m" / "aliases.json").read_text())["aliases"]["champion"] == 1
+    promote(registry, "m", 4)
+    assert json.loads((registry / "m" / "aliases.json").read_text())["aliases"] == read_aliases(registry, "m")
+    check_consistent(registry)
+
+
+def test_a_withdrawn_version_is_nobodys_candidate_until_somebody_says_so(registry):
+    assert read_aliases(registry, "m") == {"champion": 1, "challenger": 6}
+    promote(registry, "m", 6, "shadow")
+    for _ in range(2): gone = withdraw(registry, "m", 6, "canary: error rate 20.0% against 0%")
+    assert gone["aliases"] == [] and gone["withdrawn"]["reason"].startswith("canary") and read_aliases(registry, "m") == {"champion": 1}
+    assert [event["action"] for event in read_history(registry / "m")][-2:] == ["promote", "withdraw"], "the same twice is one decision"
+    assert add(registry, "e5")["aliases"] == [], "registering the same export again does not bring it back"
+    assert add(registry, "e7")["aliases"] == ["challenger"], "another version may challenge"
+    again = promote(registry, "m", 6, "challenger")
+    assert again["aliases"] == ["challenger"] and "withdrawn" not in again
+    withdraw(registry, "m", 1, "found by a person")
+    assert read_aliases(registry, "m") == {"champion": 1, "challenger": 6}
+    assert (rollback(registry, "m", "challenger")["number"], promote(registry, "m", 2)["number"], rollback(registry, "m")["number"]) == (7, 2, 1)
+
+
 def test_force_is_recorded_only_where_it_was_needed(registry):
     worse = add(registry, "worse", blessed=False)
     assert worse["aliases"] == []
@@ -227,12 +260,26 @@ def test_the_commands_from_promotion_to_retirement(project):
     assert "again, instead of 3" in mlnb(project, "rollback", name).stdout
     assert "so it stays" in mlnb(project, "retire", name, "2", code=1).stderr
     mlnb(project, "retire", name, "3")
-    told = mlnb(project, "models", name).stdout
+    told = " ".join(mlnb(project, "models", name).stdout.split())
     assert "FORCED against its evaluation: must" in told and "retired" in told and "What broke: nothing" in told
     facts = json.loads(mlnb(project, "models", name, "--json").stdout)["models"][0]
     assert [event["action"] for event in facts["history"]] == ["register"] * 3 + ["promote"] * 3 + ["rollback", "retire"]
     assert "one of: a_model_with_a_rather_long_name, taxi" in mlnb(project, "models", "nobody", code=1).stderr
     assert "invalid choice" in mlnb(project, "promote", "taxi", "1", "--as", "king", code=2).stderr
+
+
+def test_the_commands_after_a_withdrawal_and_beside_a_deployment(project):
+    """The table says who was withdrawn; a person who moves the champion hears what answers meanwhile; who answers is not retired."""
+    name, runs = "a_model_with_a_rather_long_name", project / "runs"
+    withdraw(runs / "registry", name, 2, "canary: error rate 14.3% against 0% (allowed: 0.50% more): proven, after 49 requests to the canary")
+    table = mlnb(project, "models", name).stdout
+    assert re.search(r"\n2 +1\.0\.1 +withdrawn", table) and "withdrew 2 as challenger: canary: error rate" in table
+    assert max(map(len, table.splitlines())) <= 80
+    write_json(runs / "deployments" / name / "deployment.json", {"registry": str(runs / "registry"), "release": {"champion": 1, "new": 0}, "servers": {"1": {}, "3": {}}})
+    assert f"version 1 answers here as before; to switch: mlnb deploy {name}" in mlnb(project, "promote", name, "2").stdout
+    for number in ("1", "3"): assert "has a server on this machine" in mlnb(project, "retire", name, number, code=1).stderr
+    assert "answers here" not in mlnb(project, "rollback", name).stdout
+    mlnb(project, "retire", name, "2")
 
 
 def test_verify_finds_one_flipped_byte(project):

@@ -141,6 +141,37 @@ def test_what_a_request_means_is_part_of_the_version(tmp_path, change, version, 
     assert added["version"] == version and told in "\n".join(added["breaking_changes"])
 
 
+def signed(folder, inputs, outputs=("scores",), classes=("no", "yes")):
+    """An export of these tensors; a tensor is a name, or name:dtype:shape."""
+    make_export(folder, f"{inputs} {outputs} {classes}")
+
+    def tensors(names):
+        parts = [(*one.split(":"), "float32", "?")[:3] if ":" in one else (one, "float32", "?") for one in names]
+        return {name: {"dtype": dtype, "shape": [None if size == "?" else int(size) for size in shape.split(",")]} for name, dtype, shape in parts}
+
+    signature = {"inputs": tensors(inputs), "outputs": tensors(outputs)}
+    write_json(folder / "assets.extra" / "mlnb_export.json", {"signatures": {"serving_default": signature}, "classes": list(classes)})
+    return folder
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "classes", "version", "told"), [
+    (("fare", "age"), ("scores",), ("no", "yes"), "1.0.1", ""),                                 # the same in another order
+    (("age_years", "fare"), ("scores",), ("no", "yes"), "2.0.0", "input age is gone"),          # renamed
+    (("age:float64:?", "fare"), ("scores",), ("no", "yes"), "2.0.0", "age was float32[?], is float64[?]"),   # wider: gRPC clients send the old type
+    (("age:float32:?,1", "fare"), ("scores",), ("no", "yes"), "2.0.0", "is float32[?, 1]"),
+    (("age", "fare", "plan"), ("scores",), ("no", "yes"), "2.0.0", "input plan is new"),        # optional for training, required for serving
+    (("age",), ("scores",), ("no", "yes"), "2.0.0", "input fare is gone"),
+    (("age", "fare"), ("scores",), ("yes", "no"), "2.0.0", "labels were no, yes, are yes, no"),  # reordered: scores mean another class
+    (("age", "fare"), ("scores",), ("no", "yes", "maybe"), "2.0.0", "are no, yes, maybe"),
+    (("age", "fare"), ("classes", "scores"), ("no", "yes"), "2.0.0", "over REST a prediction is an object"),
+    (("age", "fare"), ("scores:float32:?,3",), ("no", "yes"), "2.0.0", "output scores was"),
+], ids=str)
+def test_tricky_signatures_are_named_for_what_they_do_to_clients(tmp_path, inputs, outputs, classes, version, told):
+    register(tmp_path / "registry", "m", signed(tmp_path / "one", ("age", "fare")))
+    added = register(tmp_path / "registry", "m", signed(tmp_path / "two", inputs, outputs, classes))
+    assert added["version"] == version and told in "\n".join(added["breaking_changes"]), added["breaking_changes"]
+
+
 def test_a_version_is_named_after_the_retired_ones_too(tmp_path):
     from mlnb.serving.promotion import retire
 

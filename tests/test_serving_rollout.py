@@ -1,5 +1,4 @@
 """Rollouts through a live Envoy: shares, copies, swaps under load, planted bad versions, killed controllers. The servers only pretend."""
-import collections
 import http.client
 import json
 import os
@@ -9,19 +8,19 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
-import numpy as np
+import live_envoy
 import pytest
+from live_envoy import FAST, RELEASE, ROOT, SHORT, STAND_IN, Load, begin, export, free_port, processes_of, registry_of
 
-from mlnb.errors import ServingError
-from mlnb.files import write_json
+from mlnb.errors import ServingError, StoreError
 from mlnb.serving.canary import CanaryPlan
-from mlnb.serving.deploy import plan_for
-from mlnb.serving.envoy_admin import version_counts
-from mlnb.serving.local import is_alive, living, read_deployment, retire_servers, start_local, stop_local
+from mlnb.serving.deploy import Asked, deploy, plan_for, stop_deployment
+from mlnb.serving.envoy_admin import is_live
+from mlnb.serving.history import read_history
+from mlnb.serving.local import is_alive, living, read_deployment, retire_servers, start_local
+from mlnb.serving.promotion import promote, rollback
 from mlnb.serving.registry import read_aliases, register
-from mlnb.serving.rehearsal import rehearse
 from mlnb.serving.release import Release
 from mlnb.serving.rollout import abort_rollout, advance_rollout, start_rollout, tick_rollout, watch_rollout
 from mlnb.serving.rollout_state import Rollout, read_rollout, rollout_path, save_rollout
@@ -29,158 +28,7 @@ from mlnb.serving.rollout_words import rollout_text
 from mlnb.serving.shadow import Answer, pair_answers
 
 pytest.importorskip("envoy", reason="the extra 'deploy' is not installed, so there is no Envoy to ask")
-ROOT = Path(__file__).parents[1]
-STAND_IN = (sys.executable, str(ROOT / "tests" / "stand_in.py"))
-FAST = CanaryPlan(steps=(0.05, 0.25, 0.5, 1.0), min_requests=60, patience_seconds=20, latency_ratio=0)   # this machine stalls
-SHORT = FAST._replace(steps=(0.3, 1.0))
-RELEASE = Release("m", 1, 2, rest_port=0, grpc_port=0)
-
-
-def processes_of(folder):
-    """Command lines of living processes that mention the folder."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try: words = path.read_bytes().decode(errors="replace")
-        except OSError: continue
-        if str(folder) in words and path.parent.name != str(os.getpid()): lines.append(words.replace("\0", " "))
-    return lines
-
-
-class Load:
-    """Users who ask all the time, and what they met."""
-
-    def __init__(self, port, threads=4, users=0):
-        self.port, self.users, self.stop = port, users, threading.Event()
-        self.met, self.lost, self.unlucky = collections.Counter(), [], set()
-        self.threads = [threading.Thread(target=self._ask, args=(i,), daemon=True) for i in range(threads)]
-
-    def _ask(self, number):
-        connection, i = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20), number
-        while not self.stop.is_set():
-            i += len(self.threads)
-            headers = {"x-user-id": f"user {i % self.users}"} if self.users else {}
-            try:
-                connection.request("POST", "/v1/models/m:predict", json.dumps({"instances": [[i, 1]]}), headers)
-                answer = connection.getresponse()
-                body = json.loads(answer.read())
-            except (OSError, http.client.HTTPException, ValueError) as e:
-                self.lost.append(repr(e))
-                connection.close()
-                continue
-            version = answer.headers["x-mlnb-model-version"]
-            self.met[answer.status, version] += 1
-            if answer.status == 200 and body["predictions"] != [i + 1] or answer.status != 200: self.unlucky.add((i % self.users) if self.users else i)
-            if answer.status == 200: assert str(body["version"]) == version
-
-    def __enter__(self):
-        for thread in self.threads: thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self.stop.set()
-        for thread in self.threads: thread.join(30)
-
-    def of(self, version):
-        return sum(count for (_, who), count in self.met.items() if who == str(version))
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A runs folder whose deployments are stopped whatever happens; nothing of it may be left."""
-    monkeypatch.delenv("MLNB_STAND_IN", raising=False)
-    yield tmp_path / "deployments" / "m"
-    stop_local(tmp_path / "deployments" / "m")
-    assert processes_of(tmp_path) == []
-
-
-def export(folder, text):
-    (folder / "variables").mkdir(parents=True)
-    (folder / "saved_model.pb").write_text("graph " + text)
-    write_json(folder / "assets.extra" / "mlnb_export.json", {"signatures": {}, "classes": []})
-    return folder
-
-
-def registry_of(folder, blessed=True):
-    """Two versions; the first is champion."""
-    register(folder / "registry", "m", export(folder / "exports" / "a", "a"), {"evaluation": {"metric": "auc", "value": 0.7, "blessed": True}})
-    register(folder / "registry", "m", export(folder / "exports" / "b", "b"), {"evaluation": {"metric": "auc", "value": 0.8, "blessed": blessed}})
-    return folder / "registry"
-
-
-def begin(place, plan=FAST, faults=None, monkeypatch=None, registry="", release=RELEASE):
-    """Champion and new version behind Envoy, and a rollout in its first step."""
-    if faults: monkeypatch.setenv("MLNB_STAND_IN", json.dumps({"2": faults}))
-    deployment = start_local(place, registry or place.parent / "registry", release, STAND_IN, 30)
-    path = rollout_path(place.parents[1], "m")
-    start_rollout(path, Rollout(release, plan, "local", str(place), str(registry)))
-    return path, deployment
-
-
-def shares(counts):
-    total = sum(counts.values())
-    return {version: count / total for version, count in counts.items()}
-
-
-def test_the_split_is_the_one_that_was_asked_for_and_stays_with_the_user(place):
-    deployment = start_local(place, "r", RELEASE._replace(share=0.25), STAND_IN, 30)
-    with Load(deployment.rest, 2) as load:
-        while sum(load.met.values()) < 1500: time.sleep(0.02)
-    found = shares({version: load.of(version) for version in (1, 2)})
-    assert abs(found[2] - 0.25) < 0.06 and not load.lost and not load.unlucky
-    connection = http.client.HTTPConnection("127.0.0.1", deployment.rest)
-
-    def who(**headers):
-        connection.request("POST", "/v1/models/m:predict", '{"instances": [[1]]}', {name.replace("_", "-"): value for name, value in headers.items()})
-        answer = connection.getresponse()
-        answer.read()
-        return answer.headers["x-mlnb-model-version"]
-
-    users = [f"u{i}" for i in range(300)]
-    first = {user: who(x_user_id=user) for user in users}
-    assert first == {user: who(x_user_id=user) for user in users} and abs(shares(collections.Counter(first.values()))["2"] - 0.25) < 0.12
-    start_local(place, "r", RELEASE._replace(share=0.5), STAND_IN, 30)
-    second = {user: who(x_user_id=user) for user in users}
-    assert all(second[user] == "2" for user in users if first[user] == "2"), "a growing share takes nobody back"
-    assert len([user for user in users if second[user] == "2"]) > len([user for user in users if first[user] == "2"])
-    start_local(place, "r", RELEASE._replace(share=0.5, strategy="ab"), STAND_IN, 30)
-    assert [{who(x_mlnb_version=version, x_user_id=user) for user in users[:40]} for version in "12"] == [{"1"}, {"2"}]
-    for path, version in (("versions/1", "1"), ("versions/02", "2"), ("labels/champion", "1"), ("labels/challenger", "2")):
-        seen = set()
-        for _ in range(12):
-            connection.request("POST", f"/v1/models/m/{path}:predict", '{"instances": [[1]]}')
-            answer = connection.getresponse()
-            seen.add((answer.status, json.loads(answer.read())["version"], answer.headers["x-mlnb-model-version"]))
-        assert seen == {(200, int(version), version)}
-
-
-def test_grpc_is_split_and_its_failures_are_counted(place, monkeypatch):
-    import grpc
-    monkeypatch.setenv("MLNB_STAND_IN", '{"2": {"errors": 0.5}}')
-    deployment = start_local(place, "r", RELEASE._replace(share=0.5), STAND_IN, 30)
-    met = collections.Counter()
-    with grpc.insecure_channel(f"127.0.0.1:{deployment.grpc}") as channel:
-        call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-        for _ in range(400):
-            try: met[call(b"x", timeout=10).decode()] += 1
-            except grpc.RpcError as e: met[e.code().name] += 1
-        sticky = [call.with_call(b"x", timeout=10, metadata=[("x-user-id", "somebody who gets 1 ...")]) for _ in range(3)] if met["1"] else []
-    assert len({one[0] for one in sticky}) <= 1
-    counts = version_counts(deployment.admin, deployment.release)
-    assert counts[2].errors == met["UNAVAILABLE"] > 50 and counts[2].requests == met["UNAVAILABLE"] + met["2"] and counts[1].errors == 0
-    assert abs(counts[2].requests / 400 - 0.5) < 0.12
-
-
-def test_a_shadow_gets_a_copy_of_everything_and_answers_nobody(place):
-    deployment = start_local(place, "r", RELEASE._replace(strategy="shadow", share=1.0), STAND_IN, 30)
-    connection = http.client.HTTPConnection("127.0.0.1", deployment.rest)
-    for size in (1, 1000, 400_000):
-        for _ in range(20):
-            connection.request("POST", "/v1/models/m:predict", json.dumps({"instances": [[1.0] * size]}))
-            answer = connection.getresponse()
-            assert (answer.status, json.loads(answer.read())["predictions"], answer.headers["x-mlnb-model-version"]) == (200, [size], "1")
-    until = time.monotonic() + 10
-    while (counts := version_counts(deployment.admin, deployment.release))[2].requests < 60 and time.monotonic() < until: time.sleep(0.05)
-    assert (counts[1].requests, counts[2].requests, counts[2].errors) == (60, 60, 0)
+place, quick = live_envoy.place, live_envoy.quick   # fixtures
 
 
 def test_a_good_version_gets_everything_and_the_alias_and_no_request_is_lost(place, tmp_path):
@@ -255,7 +103,7 @@ def test_a_version_that_answers_wrongly_is_withdrawn_when_labels_arrive(place, t
 def test_a_controller_that_is_killed_is_followed_by_another(place, tmp_path):
     registry = registry_of(tmp_path)
     path, deployment = begin(place, registry=registry)
-    watch = f"from mlnb.serving.rollout import watch_rollout; watch_rollout({str(path)!r}, None, 0.02)"
+    watch = f"from mlnb.serving import rollout; rollout._SETTLE = 0.15; rollout.watch_rollout({str(path)!r}, None, 0.02)"
     killed = 0
     with Load(deployment.rest) as load:
         for delay in (0.0, 0.15, 0.3, 0.45, 0.6, 0.2):
@@ -307,13 +155,6 @@ def test_a_killed_proxy_is_started_again_and_the_rollout_goes_on(place, tmp_path
     assert {status for status, _ in load.met} == {200}
 
 
-def free_port():
-    import socket
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 def test_blue_green_keeps_the_old_one_for_the_way_back(place, tmp_path):
     release = RELEASE._replace(strategy="blue-green")
     registry = registry_of(tmp_path)
@@ -329,53 +170,6 @@ def test_blue_green_keeps_the_old_one_for_the_way_back(place, tmp_path):
         assert back.servers[1] == deployment.servers[1] and retire_servers(place) == [2]
         time.sleep(0.2)
     assert load.lost == [] and {status for status, _ in load.met} == {200} and load.of(2)
-
-
-def test_a_version_that_does_not_start_takes_nobody_with_it(place, monkeypatch):
-    deployment = start_local(place, "r", RELEASE._replace(new=0), STAND_IN, 30)
-    with Load(deployment.rest) as load:
-        for faults, words in (({"fails_to_start": 1}, "does not load"), ({"never_ready": 1}, "LOADING")):
-            monkeypatch.setenv("MLNB_STAND_IN", json.dumps({"2": faults}))
-            with pytest.raises(ServingError, match=words): start_local(place, "r", RELEASE, STAND_IN, 2)
-            assert read_deployment(place) == deployment and all(living(deployment).values())
-            assert not [line for line in processes_of(place) if "servers/v2/" in line]
-    assert load.lost == [] and set(load.met) == {(200, "1")}
-
-
-def test_a_port_that_is_taken_is_said_and_nothing_is_left(place, tmp_path):
-    import socket
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        with pytest.raises(ServingError, match="Envoy does not start") as error:
-            start_local(place, "r", RELEASE._replace(rest_port=other.getsockname()[1]), STAND_IN, 30)
-    assert re.search("(?i)address already in use", str(error.value)) and processes_of(tmp_path) == [] and read_deployment(place) is None
-
-
-def started(place):
-    """Servers and proxies that were started with files of the folder."""
-    return [line for line in processes_of(place) if f"{place}/servers/" in line or f"{place}/envoy/" in line]
-
-
-def test_what_a_killed_start_leaves_is_found_and_ended(place, tmp_path):
-    start = f"""
-import sys
-from mlnb.serving.local import start_local
-from mlnb.serving.rehearsal import rehearse
-from mlnb.serving.release import Release
-start_local({str(place)!r}, "r", Release("m", 1, 2, rest_port=0, grpc_port=0), ({STAND_IN[0]!r}, {STAND_IN[1]!r}), 30)
-"""
-    for delay in (0.0, 0.05, 0.3):
-        process = subprocess.Popen([sys.executable, "-c", start], env={**os.environ, "PYTHONPATH": str(ROOT)})
-        until = time.monotonic() + 20
-        while not started(place) and time.monotonic() < until: time.sleep(0.002)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert started(place)
-        if delay: (place / "deployment.json").unlink(missing_ok=True)   # as if it had been killed before it could write
-        stop_local(place)
-        assert processes_of(place) == []
 
 
 def test_a_bandit_moves_the_traffic_to_the_better_one(place, tmp_path, monkeypatch):
@@ -433,41 +227,6 @@ def test_a_rollout_with_compose_waits_for_its_proxy_and_then_turns_its_files(pla
     assert load.of(2) == before, "without a promotion the champion has it all again"
 
 
-def test_a_deployment_outlives_the_terminal_that_started_it(place):
-    start = f"""
-import signal, time
-from mlnb.serving.local import start_local
-from mlnb.serving.rehearsal import rehearse
-from mlnb.serving.release import Release
-start_local({str(place)!r}, "r", Release("m", 1, 2, rest_port=0, grpc_port=0), ({STAND_IN[0]!r}, {STAND_IN[1]!r}), 30)
-print("up", flush=True)
-time.sleep(60)
-"""
-    process = subprocess.Popen([sys.executable, "-c", start], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout.readline().strip() == "up"
-    os.killpg(process.pid, signal.SIGHUP)
-    process.wait()
-    time.sleep(0.2)
-    deployment = read_deployment(place)
-    assert living(deployment) == {"v1": True, "v2": True, "envoy": True}
-    with Load(deployment.rest) as load: time.sleep(0.3)
-    assert load.of(1) and not load.lost
-    assert set(stop_local(place)) == {"envoy", "v1", "v2"} and stop_local(place) == []
-
-
-def test_servers_that_are_to_be_started_otherwise_are_replaced_and_no_request_is_lost(place):
-    first = start_local(place, "r", RELEASE._replace(share=0.3), STAND_IN, 30)
-    with Load(first.rest) as load:
-        time.sleep(0.2)
-        second = start_local(place, "r", RELEASE._replace(share=0.3), (*STAND_IN, "--prediction-log=somewhere"), 30)
-        time.sleep(0.3)
-        with pytest.raises(ServingError, match="ended while it started"): start_local(place, "r", RELEASE._replace(share=0.3), (sys.executable, "-c", "raise SystemExit(1)"), 30)
-        time.sleep(0.2)
-    assert set(first.servers.values()) & set(second.servers.values()) == set() and first.envoy == second.envoy
-    assert read_deployment(place) == second and all(living(second).values())
-    assert load.lost == [] and set(load.met) == {(200, "1"), (200, "2")} and not any(is_alive(one) for one in first.servers.values())
-
-
 def test_two_controllers_do_not_disturb_each_other(place, tmp_path):
     path, deployment = begin(place, SHORT, registry=registry_of(tmp_path))
     ended = []
@@ -478,16 +237,214 @@ def test_two_controllers_do_not_disturb_each_other(place, tmp_path):
     assert [one.state for one in ended] == ["finished"] * 3 and len(ended[0].history) == 2 and load.lost == []
 
 
-@pytest.mark.parametrize(("strategy", "faults", "verdict"), [("canary", {}, "held"), ("canary", {"errors": 0.3}, "withdrawn"), ("canary", {"wrong": 1.0}, "withdrawn"),
-                                                             ("shadow", {}, "held"), ("shadow", {"wrong": 1.0}, "withdrawn")])
-def test_a_rehearsal_tells_a_good_version_from_a_bad_one_and_leaves_nothing(tmp_path, monkeypatch, faults, verdict, strategy):
-    monkeypatch.setenv("MLNB_STAND_IN", json.dumps({"2": faults}))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    rows = {"x": np.tile([0.05, 0.95], 120)}
-    plan = plan_for(strategy, (0.2, 1.0), min_requests=60, quality_margin=0.05, latency_ratio=0)
-    found = rehearse(tmp_path / "registry", RELEASE._replace(strategy=strategy), plan, rows, np.tile([0, 1], 120), seconds=30, command=STAND_IN)
-    assert found.verdict == verdict, found
-    assert found.requests["lost"] == 0 and found.requests["champion"] and json.dumps(found.as_dict()) and processes_of(tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
-    if strategy == "shadow": assert found.requests["new"] == 0
+# ---- what a rollout leaves in the registry
+
+
+def test_a_withdrawn_version_loses_its_alias_and_the_registry_says_why(place, tmp_path, monkeypatch):
+    registry = registry_of(tmp_path)
+    path, deployment = begin(place, FAST, {"errors": 0.5}, monkeypatch, registry)
+    with Load(deployment.rest): ended = watch_rollout(path, None, 0.05)
+    assert ended.state == "withdrawn" and read_aliases(registry, "m") == {"champion": 1}
+    last = read_history(registry / "m")[-1]
+    assert (last["action"], last["alias"], last["version"]) == ("withdraw", "challenger", 2) and last["reason"] == f"canary: {ended.reason}"
+    found = deploy(tmp_path, registry, "m", Asked(command=STAND_IN, release={"rest_port": 0, "grpc_port": 0}))
+    assert found["new"] is None and found["withdrawn"]["number"] == 2 and "error rate" in found["withdrawn"]["reason"]
+    assert read_rollout(path) == ended and list(read_deployment(place).servers) == [1]
+    promote(registry, "m", 2, "challenger", reason="it was the network")
+    monkeypatch.delenv("MLNB_STAND_IN")
+    again = deploy(tmp_path, registry, "m", Asked(command=STAND_IN, release={"rest_port": 0, "grpc_port": 0}, watch=False))
+    assert again["new"]["number"] == 2 and read_rollout(path).state == "running"
+    monkeypatch.setattr("mlnb.serving.promotion.decide", lambda *words, **more: (_ for _ in ()).throw(StoreError("cannot write: the disk is full")))
+    ended = abort_rollout(path, "full")
+    assert ended.state == "withdrawn" and ended.reason == "full; the registry does not know it: cannot write: the disk is full"
+
+
+@pytest.mark.parametrize("meanwhile", [3, 2])
+def test_a_champion_that_a_person_made_meanwhile_stays(place, tmp_path, meanwhile):
+    """Another version: the rollout ends without touching it. The new version itself: there is nothing left to do."""
+    registry = registry_of(tmp_path)
+    register(registry, "m", export(tmp_path / "exports" / "c", "c"), {"evaluation": {"metric": "auc", "value": 0.9, "blessed": True}})
+    path, _ = begin(place, SHORT, registry=registry)
+    promote(registry, "m", meanwhile, reason="by hand")
+    for _ in range(2): ended = advance_rollout(path)
+    assert (ended.state, read_aliases(registry, "m")["champion"]) == (("withdrawn", 3) if meanwhile == 3 else ("finished", 2))
+    if meanwhile == 3: assert "meanwhile version 3 is champion" in ended.reason
+
+
+# ---- what dies in the middle
+
+
+def test_a_version_that_cannot_start_again_is_got_rid_of_all_the_same(place, tmp_path, monkeypatch):
+    """Its server is killed and every new one fails: withdrawing must not need it."""
+    path, deployment = begin(place, FAST, registry=registry_of(tmp_path))
+    monkeypatch.setenv("MLNB_STAND_IN", '{"2": {"fails_to_start": 1}}')
+    os.kill(deployment.servers[2].pid, signal.SIGKILL)
+    with Load(deployment.rest) as load:
+        ended = watch_rollout(path, None, 0.05, patience=5.0)
+        time.sleep(0.3)   # for those that wait for another try
+        after = len(load.unlucky)
+        time.sleep(0.3)
+        assert len(load.unlucky) == after
+    assert ended.state == "withdrawn" and "error rate" in ended.reason and living(read_deployment(place)) == {"v1": True, "envoy": True}
+    print(f"\nits server died and did not come back: {after} of {sum(load.met.values()):,} requests met that")
+
+
+def test_a_rollout_that_cannot_be_carried_on_goes_back_to_the_champion(place, tmp_path, monkeypatch):
+    """A step begins, and the new version does not start: after some patience it is withdrawn, with that reason."""
+    path, deployment = begin(place, FAST, registry=registry_of(tmp_path))
+    monkeypatch.setenv("MLNB_STAND_IN", '{"2": {"fails_to_start": 1}}')
+    os.kill(deployment.servers[2].pid, signal.SIGKILL)
+    save_rollout(path, read_rollout(path)._replace(applied=False, step=1))
+    ended = watch_rollout(path, None, 0.05, patience=0.3)
+    assert ended.state == "withdrawn" and "could not be carried on: the server of version 2 ended while it started" in ended.reason
+    assert living(read_deployment(place)) == {"v1": True, "envoy": True}
+
+
+def test_the_way_back_by_hand_needs_no_living_proxy(place, tmp_path):
+    path, deployment = begin(place, registry=registry_of(tmp_path))
+    os.kill(deployment.envoy.pid, signal.SIGKILL)
+    while is_alive(deployment.envoy): time.sleep(0.01)
+    ended = abort_rollout(path)
+    assert ended.state == "withdrawn" and all(living(read_deployment(place)).values()) and read_deployment(place).release.new == 0
+
+
+def test_files_for_a_proxy_elsewhere_are_right_although_it_is_away(place, tmp_path):
+    deployment = start_local(place, "r", RELEASE._replace(share=0.3), STAND_IN, 30)
+    path = tmp_path / "compose" / "rollout.json"
+    save_rollout(path, Rollout(RELEASE, SHORT, "compose", str(tmp_path / "compose"), "", "127.0.0.1:1", began=time.time(), applied=True, promote=False))
+    with pytest.raises(ServingError, match="Envoy does not answer"): abort_rollout(path)
+    routes = (tmp_path / "compose" / "envoy" / "routes-rest.yaml").read_text()
+    assert "weight: 10000" in routes and "m-v2" not in routes and read_rollout(path).state == "withdrawing"
+    save_rollout(path, read_rollout(path)._replace(admin=deployment.admin))
+    assert "cluster m" not in routes and (place / "envoy").is_dir()
+
+
+@pytest.mark.parametrize("end", ["withdrawn", "finished"])
+def test_a_controller_killed_just_before_the_end_leaves_no_server(place, tmp_path, monkeypatch, end):
+    """After the split and the alias, before the servers: whoever comes next does what is left."""
+    registry = registry_of(tmp_path)
+    path, _ = begin(place, SHORT._replace(steps=(1.0,)), registry=registry)
+    act = {"withdrawn": abort_rollout, "finished": advance_rollout}[end]
+
+    def killed(folder): raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlnb.serving.rollout.retire_servers", killed)
+    with pytest.raises(KeyboardInterrupt): act(path)
+    monkeypatch.undo()
+    assert not read_rollout(path).over and len(read_deployment(place).servers) == 2
+    assert tick_rollout(path).state == end and len(read_deployment(place).servers) == 1
+    assert read_aliases(registry, "m") == {"champion": 1 if end == "withdrawn" else 2}
+    assert [event["action"] for event in read_history(registry / "m")].count("withdraw") == (end == "withdrawn")
+
+
+# ---- counters
+
+
+def asked(port, count):
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    for _ in range(count):
+        connection.request("POST", "/v1/models/m:predict", '{"instances": [[1]]}')
+        assert connection.getresponse().read()
+    connection.close()
+    time.sleep(0.2)
+
+
+def of_step(rollout):
+    """(requests, latencies) of each version in this step."""
+    return {version: (one.requests, sum(one.latency_counts)) for version, one in rollout.counts.items()}
+
+
+def test_counters_go_on_when_the_proxy_is_killed_or_reset_in_the_middle_of_a_step(place, tmp_path):
+    """After a kill the new life soon counts more than the old one did; a reset by hand takes the counters and leaves the latencies."""
+    from urllib.request import Request, urlopen
+    path, deployment = begin(place, FAST._replace(steps=(1.0,), min_requests=10**6), release=RELEASE._replace(rest_port=free_port(), grpc_port=free_port()))
+    for count in (30, 20):
+        asked(deployment.rest, count)
+        found = tick_rollout(path)
+    assert of_step(found) == {1: (0, 0), 2: (50, 50)}
+    os.kill(deployment.envoy.pid, signal.SIGKILL)
+    while is_alive(deployment.envoy): time.sleep(0.01)
+    start_local(place, "r", read_deployment(place).release, STAND_IN, 30)
+    asked(deployment.rest, 80)
+    assert of_step(tick_rollout(path)) == {1: (0, 0), 2: (130, 130)}
+    urlopen(Request(f"http://{read_deployment(place).admin}/reset_counters", b"", method="POST"), timeout=5).read()
+    asked(deployment.rest, 25)
+    found = tick_rollout(path)
+    assert of_step(found) == {1: (0, 0), 2: (155, 155)} and found.met[2] == 155
+
+
+# ---- deploying
+
+
+def test_two_who_deploy_at_once_and_one_who_is_interrupted(place, tmp_path, monkeypatch):
+    registry, ports = registry_of(tmp_path), {"rest_port": 0, "grpc_port": 0}
+    how = Asked(command=STAND_IN, release=ports, watch=False)
+    said = []
+
+    def one():
+        try: said.append(deploy(tmp_path, registry, "m", how)["new"]["number"])
+        except ServingError as e: said.append(e.problem)
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert 2 in said and ("being deployed by another process" in str(said) or "under way" in str(said)), said
+    path = rollout_path(tmp_path, "m")
+    assert read_rollout(path).applied and read_deployment(place).release.share == 0.05
+    abort_rollout(path)
+    before = read_deployment(place)
+
+    def interrupted(*words): raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlnb.serving.rollout._enter", interrupted)
+    with Load(before.rest) as load:
+        with pytest.raises(KeyboardInterrupt): deploy(tmp_path, registry, "m", how._replace(version="2"))
+    assert read_deployment(place).release == before.release and living(read_deployment(place)) == {"v1": True, "envoy": True}
+    assert read_rollout(path).over and load.lost == [] and {status for status, _ in load.met} == {200}
+    stop_deployment(tmp_path, "m")
+    with pytest.raises(KeyboardInterrupt): deploy(tmp_path, registry, "m", how._replace(version="2"))
+    assert read_deployment(place) is None and processes_of(tmp_path) == []
+
+
+def test_blue_green_is_gone_back_from_at_once_and_nothing_is_left_running(place, tmp_path):
+    """`mlnb rollback`, `mlnb deploy`: the old server is still there, so the way back is one change of the routes."""
+    registry, ports = registry_of(tmp_path), {"rest_port": 0, "grpc_port": 0}
+    plan = CanaryPlan(steps=(1.0,), min_requests=50, latency_ratio=0)
+    deploy(tmp_path, registry, "m", Asked(strategy="blue-green", plan=plan, command=STAND_IN, release=ports, watch=False))
+    first = read_deployment(place)
+    with Load(first.rest) as load:
+        assert watch_rollout(rollout_path(tmp_path, "m"), None, 0.05).state == "finished" and len(read_deployment(place).servers) == 2
+        rollback(registry, "m", reason="somebody complained")
+        found = deploy(tmp_path, registry, "m", Asked(command=STAND_IN, release=ports))
+        met = load.of(2)
+        time.sleep(0.2)
+        assert load.of(2) == met
+    back = read_deployment(place)
+    assert found["champion"]["number"] == 1 and back.servers == {1: first.servers[1]} and back.envoy == first.envoy
+    assert load.lost == [] and {status for status, _ in load.met} == {200}
+
+
+def test_what_a_pod_does_before_it_ends_closes_connections_and_loses_nothing(place):
+    """preStop of the generated manifest, run by a shell against a live Envoy; and a client of the last century."""
+    import socket
+
+    from mlnb.serving.kubernetes import kubernetes_documents
+    deployment = start_local(place, "r", RELEASE._replace(new=0), STAND_IN, 30)
+    pods = {one["metadata"]["name"]: one["spec"]["template"]["spec"]["containers"][0] for one in kubernetes_documents(Release("m", 1)) if one["kind"] == "Deployment"}
+    command = pods["m"]["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:2] == ["/bin/bash", "-c"] and re.search(r"; sleep 40$", command[2])
+    connection = http.client.HTTPConnection("127.0.0.1", deployment.rest)
+
+    def ask():
+        connection.request("POST", "/v1/models/m:predict", '{"instances": [[1]]}')
+        answer = connection.getresponse()
+        assert answer.status == 200 and answer.read()
+        return answer.headers["connection"]
+
+    assert ask() is None
+    done = subprocess.run([*command[:2], command[2].replace("9901", deployment.admin.split(":")[1]).replace("sleep 40", "sleep 0")], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0 and "200 OK" in done.stdout and not is_live(deployment.admin)
+    assert ask() == "close"
+    with socket.create_connection(("127.0.0.1", deployment.rest)) as old:
+        old.sendall(b"GET /v1/models/m HTTP/1.0\r\n\r\n")
+        assert old.recv(100).split()[1] == b"200"

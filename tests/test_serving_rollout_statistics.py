@@ -90,8 +90,8 @@ def requests(rate, share, other=None, shared=lambda look: 1.0, batch=200):
     ],
 )
 def test_equal_versions_are_refused_at_most_alpha_while_peeking(draw, share, margin):
-    """A thousand A/A canaries, looked at after each batch."""
-    assert ever(1000, 50, draw, lambda *counts: event_evidence(*counts, share, margin)) <= ALPHA
+    """Hundreds of A/A canaries, looked at after each batch."""
+    assert ever(500, 50, draw, lambda *counts: event_evidence(*counts, share, margin)) <= ALPHA
 
 
 def test_a_fixed_horizon_test_does_not_survive_peeking():
@@ -153,6 +153,56 @@ def test_equal_latencies_with_answers_that_never_come(bounds, ratio):
         return np.array([count_latencies(times(n), bounds) for n in (25, 75)])
 
     assert ever(300, 30, draw, lambda new, old: latency_evidence(bounds, new, old, 0.25, ratio).log_e) <= ALPHA
+
+
+def tide(look):
+    """Day and night: from a tenth to twice."""
+    return 1.05 + 0.95 * math.sin(look / 4)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.5, 0.95])
+@pytest.mark.parametrize("ratio", [1.0, 1.25])
+def test_equal_latencies_that_drift_with_hardly_any_traffic(share, ratio):
+    """Both versions are slow at night and quick by day; one of them is hardly ever asked."""
+
+    def draw(random, look, _total):
+        n = random.binomial(400, share)
+        return np.array([count_latencies(0.015 * tide(look) * np.exp(0.6 * random.standard_normal(m)), BOUNDS) for m in (n, 400 - n)])
+
+    assert ever(200, 40, draw, lambda new, old: latency_evidence(BOUNDS, new, old, share, ratio).log_e) <= ALPHA
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.95])
+def test_equal_scores_that_drift_with_hardly_any_traffic(share):
+    """Scores with bounds exactly, any scores asymptotically: what they are worth goes up and down for both."""
+
+    def bounded(random, look, _total):
+        n = random.binomial(400, share)
+        return np.array([f for m in (n, 400 - n) for f in (random.beta(0.4 * tide(look), 0.6, m).sum(), m)])
+
+    def money(random, look, _total):
+        n = random.binomial(400, share)
+        sides = [tide(look) * random.exponential(1, m) for m in (n, 400 - n)]
+        return np.array([f for side in sides for f in (len(side), side.sum(), (side**2).sum())])
+
+    assert ever(300, 40, bounded, lambda *counts: event_evidence(*counts, share)) <= ALPHA
+    assert ever(300, 40, money, lambda *sums: mean_evidence(sample_of(*sums[:3]), sample_of(*sums[3:]))) <= ALPHA
+
+
+@pytest.mark.parametrize(("last", "few"), [(0.95, True), (1.0, False)])
+def test_a_bad_night_is_no_proof_while_a_control_group_is_kept(last, few):
+    """Errors of both versions double after the first step. At 100 % nobody can tell; the reason says what was compared."""
+    random, plan, alarms = np.random.default_rng(0), CanaryPlan(steps=(0.5, last), latency_ratio=0, quality_margin=-1), []
+    for _ in range(60):
+        before, new, old = VersionCounts(4000, random.binomial(4000, 0.02)), VersionCounts(), VersionCounts()
+        for _ in range(20):
+            n = random.binomial(400, last)
+            new, old = (add_counts(a, VersionCounts(m, random.binomial(m, 0.04))) for a, m in ((new, n), (old, 400 - n)))
+            decision = judge_step(plan, 1, old if last < 1 else before, new, 1.0, interval=False)
+            if decision.action == "abort": break
+        alarms += [decision.reason] * (decision.action == "abort")
+    assert (len(alarms) <= 3) == few
+    assert few or all(reason.endswith("(the champion's figures are of the step before)") for reason in alarms)
 
 
 def test_pairs_and_shares_while_peeking():
@@ -228,15 +278,15 @@ BAD = {
 def test_planted_bad_versions_are_withdrawn(name, capsys):
     """How many users met it, and the same for one look at a planned sample size (which sees errors only)."""
     champion = Behaviour(labelled=1.0)
-    runs = [simulate_rollout(PLAN, champion, BAD[name], 100_000, seed) for seed in range(60)]
-    peer = [simulate_rollout(PLAN, champion, BAD[name], 100_000, seed, "fixed") for seed in range(20)]
+    runs = [simulate_rollout(PLAN, champion, BAD[name], 100_000, seed) for seed in range(30)]
+    peer = [simulate_rollout(PLAN, champion, BAD[name], 100_000, seed, "fixed") for seed in range(10)]
     caught = [run for run in runs if run.action == "withdrawn"]
     early = [run for run in caught if run.reason.startswith("at 5%")]
     with capsys.disabled():
         print(f"\n  {name}: withdrawn {len(caught)} of {len(runs)}, {len(early)} in the first step, after {np.median([r.requests for r in caught]):,.0f} "
               f"requests of all users; met it {np.median([r.met for r in caught]):.0f} users; fixed horizon {np.median([r.met for r in peer]):.0f} "
               f"({sum(r.action == 'withdrawn' for r in peer)} of {len(peer)} withdrawn)")
-    assert len(caught) == 60 and len(early) >= 55
+    assert len(caught) == 30 and len(early) >= 27
     assert np.median([run.met for run in caught]) < np.median([run.met for run in peer])
 
 
@@ -325,6 +375,25 @@ def test_counters_survive_restarts(lives):
     assert min(total.latency_counts) >= 0
 
 
+def test_a_restarted_proxy_that_has_no_latencies_yet_and_one_that_was_reset():
+    """Envoy's latencies come half a second later than its counters, and `/reset_counters` leaves them alone."""
+    before = VersionCounts(100, 3, (0.1,), (90, 10))
+    assert counted_since(before, VersionCounts(140, 5)) == VersionCounts(140, 5)
+    assert counted_since(VersionCounts(0, 0, (0.1,), (0, 0)), VersionCounts(2, 0)) == VersionCounts(2, 0)
+    assert counted_since(before, VersionCounts(7, 1, (0.1,), (95, 12))) == VersionCounts(7, 1, (0.1,), (5, 2))
+
+
+@pytest.mark.parametrize(("slow", "action", "words"), [
+    (215, "advance", "200 ms where 4.00% may, which is within chance"), (265, "hold", "not proven, but it looks bad: p95 latency"), (900, "abort", "proven, after 5,000 requests")])
+def test_what_was_seen_is_told_from_what_is_proven(slow, action, words):
+    """More than allowed was seen in all three."""
+    champion = VersionCounts(5000, 0, (0.1, 0.2, 0.4), (4800, 0, 200, 0))
+    canary = VersionCounts(5000, 0, (0.1, 0.2, 0.4), (5000 - slow, 0, slow, 0))
+    decision = judge_step(CanaryPlan(quality_margin=-1), 2, champion, canary, 60)
+    assert decision.action == action and words in decision.reason, decision
+    assert "would be allowed" not in decision.reason and ("proven, after" in decision.reason) == (action == "abort")
+
+
 def test_running_sums():
     """Prometheus' buckets are sums of all below."""
     assert bucket_counts((3, 3, 10)) == (3, 0, 7) and bucket_counts(()) == ()
@@ -336,7 +405,7 @@ def test_running_sums():
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_stops_a_bad_version(strategy, capsys):
     """Printed: how many users met it."""
-    runs = [simulate_rollout(PLAN, Behaviour(), Behaviour(error_rate=0.2), 60_000, seed, strategy) for seed in range(20)]
+    runs = [simulate_rollout(PLAN, Behaviour(), Behaviour(error_rate=0.2), 60_000, seed, strategy) for seed in range(10)]
     with capsys.disabled():
         print(f"\n  errors 1 % -> 20 %, {strategy}: {np.median([r.met for r in runs]):.0f} users met it, {np.median([r.requests for r in runs]):,.0f} requests")
     assert all(run.action == "withdrawn" for run in runs)
@@ -592,7 +661,7 @@ def test_interleaving_needs_fewer_users_than_an_ab_test(capsys):
 CLEAR = {"a": 0.1, "b": 0.2, "c": 0.5}
 
 
-def regret(kind, rates, runs=5, n=3000, delay=0, **more):
+def regret(kind, rates, runs=3, n=3000, delay=0, **more):
     return np.mean([simulate_bandit(new_bandit(list(rates[0]), kind, 0.0, **more), rates, n, seed, delay)[0][-1] for seed in range(runs)])
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from ..files import read_json
 
-# %% ../../nbs/serving/18_compatibility.ipynb #bebaeb33
+# %% ../../nbs/serving/18_compatibility.ipynb #df920e8b
 def _tensor_text(facts): return f"{facts['dtype']}{facts['shape']}".replace("None", "?")
 
 def _signature_changes(name, old, new):
@@ -20,7 +20,10 @@ def _signature_changes(name, old, new):
             if tensor not in new[part]: lines.append(f"{name}: {part[:-1]} {tensor} is gone")
             elif facts != new[part][tensor]:
                 lines.append(f"{name}: {part[:-1]} {tensor} was {_tensor_text(facts)}, is {_tensor_text(new[part][tensor])}")
-    return lines + [f"{name}: input {tensor} is new" for tensor in new["inputs"] if tensor not in old["inputs"]]
+    lines += [f"{name}: input {tensor} is new" for tensor in new["inputs"] if tensor not in old["inputs"]]
+    more = [tensor for tensor in new["outputs"] if tensor not in old["outputs"]]
+    alone = len(old["outputs"]) == 1 and all(tensor in new["outputs"] for tensor in old["outputs"])
+    return lines + [f"{name}: output {one} is new, so over REST a prediction is an object and no value any more" for one in more[:1] if alone]
 
 # %% ../../nbs/serving/18_compatibility.ipynb #32ff3975
 _CHANCE, _KEPT, _SPREAD = 1e-6, 0.5, 10.0

@@ -11,7 +11,7 @@ from .envoy import bootstrap, clusters, discovery, routes
 from .release import (Endpoint, Release, about, batching_config, endpoints_of, models_config, monitoring_config, plain_name, server_flags,
                                   versions_of, write_yaml)
 
-# %% ../../nbs/serving/82_compose.ipynb #d7b5a7a2
+# %% ../../nbs/serving/82_compose.ipynb #7409e650
 _CHECK = ("exec 3<>/dev/tcp/127.0.0.1/8501 && printf 'GET /v1/models/{model} HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q AVAILABLE <&3")
 _SAFE: dict[str, Any] = {"restart": "unless-stopped", "read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
 
@@ -21,21 +21,23 @@ def _megabytes(memory):
     unit = next((one for one in units if memory.endswith(one)), "")
     return memory.removesuffix(unit) + units.get(unit, "b")
 
+def _mounted(source, target): return {"type": "bind", "source": source, "target": target, "read_only": True, "bind": {"create_host_path": False}}
+
 def _cores(cpu): return str(int(cpu[:-1]) / 1000) if cpu.endswith("m") else cpu
 
 def _server(release, endpoint, registry):
     return {"image": release.image, "init": True, "user": "1000:1000",
             "entrypoint": ["/usr/bin/tensorflow_model_server"],
             "command": ["--port=8500", "--rest_api_port=8501", *server_flags(release, "/config")],
-            "volumes": [f"{registry}/{release.model}:/models/{release.model}:ro", f"./servers/v{endpoint.version}:/config:ro"],
+            "volumes": [_mounted(f"{registry}/{release.model}", f"/models/{release.model}"), _mounted(f"./servers/v{endpoint.version}", "/config")],
             "tmpfs": ["/tmp"], **_SAFE,
             "healthcheck": {"test": ["CMD", "/bin/bash", "-c", _CHECK.format(model=release.model)], "interval": "5s", "timeout": "3s", "retries": 3,
                             "start_period": "120s"},
             "deploy": {"resources": {"limits": {"cpus": _cores(release.cpu), "memory": _megabytes(release.memory)}}}}
 
-# %% ../../nbs/serving/82_compose.ipynb #cdc69644
+# %% ../../nbs/serving/82_compose.ipynb #c1975745
 def _envoy(release, endpoints):
-    return {"image": release.envoy_image, "command": ["-c", "/etc/envoy/mlnb/envoy.yaml"], "volumes": ["./envoy:/etc/envoy/mlnb:ro"], **_SAFE,
+    return {"image": release.envoy_image, "command": ["-c", "/etc/envoy/mlnb/envoy.yaml"], "volumes": [_mounted("./envoy", "/etc/envoy/mlnb")], **_SAFE,
             "tmpfs": ["/tmp"], "user": "101:101",
             "ports": [f"127.0.0.1:{release.rest_port or 8501}:8501", f"127.0.0.1:{release.grpc_port or 8500}:8500", "127.0.0.1:9901:9901"],
             "depends_on": {one.host: {"condition": "service_healthy"} for one in endpoints}}
@@ -43,7 +45,7 @@ def _envoy(release, endpoints):
 def _prometheus():
     return {"image": "prom/prometheus:v3.5.0", "profiles": ["monitoring"], **_SAFE, "user": "65534:65534", "ports": ["127.0.0.1:9090:9090"],
             "command": ["--config.file=/etc/prometheus/mlnb/prometheus.yaml", "--storage.tsdb.path=/prometheus"],
-            "volumes": ["./prometheus:/etc/prometheus/mlnb:ro"], "tmpfs": ["/prometheus:uid=65534,gid=65534"]}
+            "volumes": [_mounted("./prometheus", "/etc/prometheus/mlnb")], "tmpfs": ["/prometheus:uid=65534,gid=65534"]}
 
 # %% ../../nbs/serving/82_compose.ipynb #6e7cff95
 def compose_document(

@@ -6,28 +6,30 @@
 __all__ = ['pick_versions', 'plan_for', 'size_of_test', 'write_deployment', 'write_manifests', 'Asked', 'deploy',
            'stop_deployment']
 
-# %% ../../nbs/serving/92_deploy.ipynb #dfcce7eb
+# %% ../../nbs/serving/92_deploy.ipynb #a59fe156
 import sys
 from collections.abc import Mapping
+from contextlib import contextmanager
 from os.path import relpath
 from pathlib import Path
 from typing import Any, NamedTuple
 from ..errors import ServingError
-from ..files import lock, write_atomic
+from ..files import is_locked, lock, write_atomic
 from .alerts import prometheus_files
 from .canary import CanaryPlan
+from .compatibility import breaking_changes, read_schema
 from .compose import compose_files
 from .kserve import kserve_files
 from .kubernetes import kubernetes_files
-from .local import SERVE, end_process, start_local, start_process, stop_local
+from .local import SERVE, end_process, read_deployment, retire_servers, start_local, start_process, stop_local
 from .nginx import nginx_config
-from .registry import find_version, list_versions, read_aliases
-from .release import Release, check_release, endpoints_of
+from .registry import find_version, list_models, list_versions, read_aliases
+from .release import Release, check_release, endpoints_of, plain_name
 from .rollout import start_rollout
 from .rollout_state import Rollout, read_rollout, rollout_path, save_rollout
 from .validate import Check, validate_files
 
-# %% ../../nbs/serving/92_deploy.ipynb #1c705842
+# %% ../../nbs/serving/92_deploy.ipynb #1a51b015
 def _incoming(registry, model, strategy, version, champion):
     "The record of the version that comes, or None."
     aliases = read_aliases(registry, model)
@@ -38,13 +40,12 @@ def _incoming(registry, model, strategy, version, champion):
         raise ServingError(f"version {found['number']} of '{model}' is the champion already", expected="another version", cure=f"mlnb models {model}")
     return None if found["number"] == champion["number"] else found
 
-def _breaks(registry, model, champion, new):
-    "What of the champion's clients breaks with the new version."
-    low, high = sorted((champion["number"], new["number"]))
-    between = [one for one in list_versions(registry, model) if low < one["number"] <= high]
-    return [line for one in between for line in one.get("breaking_changes") or []] if champion["version"].split(".")[0] != new["version"].split(".")[0] else []
+def _breaks(champion, new):
+    "What of the champion's clients breaks with the new version, whatever came between the two."
+    old, coming = ({**one, "schema": read_schema(one["folder"])} for one in (champion, new))
+    return breaking_changes(old, coming)
 
-# %% ../../nbs/serving/92_deploy.ipynb #43bbc705
+# %% ../../nbs/serving/92_deploy.ipynb #1d5ca02f
 def pick_versions(
     registry:Path|str,     # the registry's folder
     model:str,             # name of a model
@@ -62,7 +63,7 @@ def pick_versions(
     if strategy != "shadow" and not (new.get("evaluation") or {}).get("blessed"):
         raise ServingError(f"version {new['number']} of '{model}' is not blessed", got="its evaluation says no, or there is none",
                            cure=f"--strategy shadow, which shows its answers to nobody; or --force, which is written down; mlnb models {model}")
-    if broken := _breaks(registry, model, champion, new):
+    if broken := _breaks(champion, new):
         raise ServingError(f"version {new['number']} of '{model}' breaks the champion's clients", got="; ".join(broken[:5]),
                            cure="move the clients first, to its own address; or --force")
     return champion, new
@@ -152,8 +153,8 @@ def write_manifests(
     found = {to: write_deployment(Path(folder)/to, to, release, plan, "${MLNB_REGISTRY:?the folder of the registry}")[1] for to in targets}
     return [one._replace(file=f"{to}/{one.file}") for to, checks in found.items() for one in checks]
 
-# %% ../../nbs/serving/92_deploy.ipynb #94aef1b7
-_STOPPED = "the deployment was stopped"
+# %% ../../nbs/serving/92_deploy.ipynb #f48a3ca9
+_STOPPED, _INTERRUPTED = "the deployment was stopped", "it was interrupted while it began"
 _CARRY = "import sys; from mlnb.serving.rollout import watch_rollout; watch_rollout(sys.argv[1])"
 
 def _carried_on(path, folder):
@@ -183,56 +184,85 @@ class Asked(NamedTuple):
     seconds: float = 180.0         # for versions to load
     release: Mapping[str, Any] = {}    # other fields of `Release`, such as ports
 
-# %% ../../nbs/serving/92_deploy.ipynb #f2deebcf
-def _refuse_again(path, release, asked):
-    "A version that was withdrawn is not tried again by itself."
-    if asked.version or not path.is_file() or not release.new: return
-    old = read_rollout(path)
-    if old.state == "withdrawn" and old.release.new == release.new and old.reason != _STOPPED:
-        raise ServingError(f"version {release.new} of '{release.model}' was withdrawn", got=old.reason, expected="another version",
-                           cure=f"mlnb deploy {release.model} --version {release.new} tries it again")
+# %% ../../nbs/serving/92_deploy.ipynb #778efe1f
+@contextmanager
+def _deploying(runs, model):
+    "Nobody else deploys this model meanwhile."
+    path = rollout_path(runs, model).with_suffix(".deploying")
+    if is_locked(path): raise ServingError(f"'{model}' is being deployed by another process", where=str(path), cure="wait for it to finish")
+    with lock(path): yield
+
+def _undone(folder, path, before):
+    "Leave what was there before a deployment that was interrupted."
+    if path.is_file():
+        with lock(path.with_suffix(".lock")):
+            rollout = read_rollout(path)
+            end_process(rollout.controller, 2.0)
+            if not rollout.over: save_rollout(path, rollout._replace(state="withdrawn", reason=_INTERRUPTED))
+    if before is None: stop_local(folder)
+    else:
+        start_local(folder, before.registry, before.release, before.command)
+        retire_servers(folder)
 
 def _local(runs, registry, asked, release, plan):
     model = release.model
     folder, path = Path(runs)/"deployments"/model, rollout_path(runs, model)
     _refuse_second(path, model)
-    _refuse_again(path, release, asked)
     wants_log = asked.log or asked.labels or (release.new and release.strategy == "shadow")
     log = str(Path(asked.log or folder/"predictions").absolute()) if wants_log else ""
     command = (*asked.command, f"--prediction-log={log}") if log else asked.command
+    before, promote = read_deployment(folder), asked.promote and release.strategy not in ("shadow", "ab")
     deployment = start_local(folder, registry, release, command, asked.seconds)
-    if release.new:
-        promote = asked.promote and release.strategy not in ("shadow", "ab")
-        start_rollout(path, Rollout(release, plan, "local", str(folder.absolute()), str(Path(registry).absolute()), promote=promote, force=asked.force,
-                                    log=log, labels=str(Path(asked.labels).absolute()) if asked.labels else ""))
-        if asked.watch: _carried_on(path, folder)
+    try:
+        retire_servers(folder)   # a version that was kept to go back to
+        if release.new:
+            labels = str(Path(asked.labels).absolute()) if asked.labels else ""
+            start_rollout(path, Rollout(release, plan, "local", str(folder.absolute()), str(Path(registry).absolute()), promote=promote,
+                                        force=asked.force, log=log, labels=labels))
+            if asked.watch: _carried_on(path, folder)
+    except BaseException:
+        _undone(folder, path, before)
+        raise
     return {"folder": str(folder), "rest": f"http://127.0.0.1:{deployment.rest}", "grpc": f"127.0.0.1:{deployment.grpc}", "admin": f"http://{deployment.admin}",
             "rollout": str(path) if release.new else ""}
 
+def _refuse_namesake(registry, model):
+    "Two models must not share the names of their containers."
+    others = [one for one in list_models(registry) if one != model and plain_name(one) == plain_name(model)]
+    if others: raise ServingError(f"'{model}' and '{others[0]}' would have the same names there", got=plain_name(model),
+                                  expected="names that differ in more than capitals, dots and the like", cure="register one of them under another name")
+
 def _elsewhere(runs, registry, asked, release, plan):
+    _refuse_namesake(registry, release.model)
     folder = Path(runs).absolute()/"deployments"/release.model/asked.to
-    files, checks = write_deployment(folder, asked.to, release, plan, relpath(Path(registry).absolute(), folder), asked.storage)
+    files, checks = write_deployment(folder, asked.to, release, plan, relpath(Path(registry).absolute(), folder).replace("$", "$$"), asked.storage)
     path = folder/"rollout.json"
     if asked.to == "compose" and release.new:
         save_rollout(path, Rollout(release, plan, "compose", str(folder.absolute()), str(Path(registry).absolute()), "127.0.0.1:9901",
                                    promote=asked.promote and release.strategy not in ("shadow", "ab"), force=asked.force))
     return {"folder": str(folder), "files": files, "checks": [one._asdict() for one in checks], "rollout": str(path) if path.is_file() else ""}
 
-# %% ../../nbs/serving/92_deploy.ipynb #b91bcc83
+# %% ../../nbs/serving/92_deploy.ipynb #d592461b
+def _last_withdrawn(registry, model, champion):
+    "The version that would be expected to come, had it not been withdrawn; or None."
+    found = [one for one in list_versions(registry, model) if "withdrawn" in one and one["number"] != champion["number"]]
+    last = max(found, key=lambda one: (one["withdrawn"]["at"], one["number"]), default=None)
+    return last and {"number": last["number"], "version": last["version"], **last["withdrawn"]}
+
 def _with_scores(plan, asked, champion):
     "Where labels are promised, a step waits for some of them, and scores are known to lie between 0 and 1 but for a regression."
     if not asked.labels: return plan
     bounds = None if champion.get("task") == "regression" else (0.0, 1.0)
     return plan._replace(min_labels=plan.min_labels or max(50, plan.min_requests // 4), quality_range=plan.quality_range or bounds)
 
-# %% ../../nbs/serving/92_deploy.ipynb #35cca0bc
+# %% ../../nbs/serving/92_deploy.ipynb #56f78daa
 def deploy(
     runs:Path|str,           # the runs folder
     registry:Path|str,       # folder of the registry
     model:str,               # name of a model
     asked:Asked=Asked(),     # how
 ) -> dict:                   # JSON-able: model, to, strategy, champion, new, folder, and what the target has
-    "Deploy the champion, and the version that comes beside it; raises `ServingError`."
+    "Deploy the champion, and the version that comes beside it; raises `ServingError`. Interrupted, it leaves what was there before."
     if asked.to not in ("local", "compose", "kubernetes", "kserve"):
         raise ServingError("nothing can be deployed there", got=asked.to, expected="local, compose, kubernetes or kserve")
     if asked.strategy == "bandit" and asked.to not in ("local", "compose"):
@@ -240,10 +270,11 @@ def deploy(
     champion, new = pick_versions(registry, model, asked.strategy, asked.version, asked.force)
     release = check_release(Release(model, champion["number"], new["number"] if new else 0, asked.strategy)._replace(**asked.release))
     plan = _with_scores(asked.plan or plan_for(asked.strategy), asked, champion)
-    found = (_local if asked.to == "local" else _elsewhere)(runs, registry, asked, release, plan)
+    with _deploying(runs, model): found = (_local if asked.to == "local" else _elsewhere)(runs, registry, asked, release, plan)
     def named(record): return {"number": record["number"], "version": record["version"]} if record else None
     return {"model": model, "to": asked.to, "strategy": asked.strategy, "champion": named(champion), "new": named(new),
-            "steps": list(plan.steps) if new else [], **found}
+            "withdrawn": None if new else _last_withdrawn(registry, model, champion), "steps": list(plan.steps) if new else [], **found}
+
 
 def stop_deployment(
     runs:Path|str,   # the runs folder
@@ -252,6 +283,7 @@ def stop_deployment(
     "Stop what runs on this machine; a rollout under way is over then."
     path, ran = rollout_path(runs, model), []
     if path.is_file():
+        end_process(read_rollout(path).controller, 5.0)   # it may be waiting for a server, and hold the lock meanwhile
         with lock(path.with_suffix(".lock")):
             rollout = read_rollout(path)
             end_process(rollout.controller, 5.0)

@@ -37,7 +37,7 @@ def _release(asked):
     more = {"key": asked.key, "image": asked.image, "claim": asked.claim}
     return ports | {name: value for name, value in more.items() if value}
 
-# %% ../../nbs/serving/98_deploy_commands.ipynb #57021d96
+# %% ../../nbs/serving/98_deploy_commands.ipynb #a10170c9
 def _place(asked):
     "(runs folder, folder of the registry)."
     runs = find_project().runs
@@ -52,14 +52,23 @@ def _checked(checks):
 
 def _deployed_text(found):
     new = found["new"]
-    beside = f" and version {new['version']} by {found['strategy']}" if new else ", alone: no other version has an alias"
+    beside = f" and version {new['version']} by {found['strategy']}" if new else ", alone"
     who = f"version {found['champion']['version']} (champion){beside}"
-    lines = [f"{found['model']}: {who}"]
+    lines = [f"{found['model']}: {who}", *_why_alone(found)]
     if found["to"] == "local":
         lines += [f"  REST  {found['rest']}/v1/models/{found['model']}:predict", f"  gRPC  {found['grpc']}", f"  Envoy {found['admin']}"]
         lines += [f"  mlnb rollout watch {found['model']}" if new else "", f"  mlnb deploy {found['model']} --to local --stop"]
     else: lines += [f"  {len(found['files'])} files in {_short(found['folder'])}; README.md says what to type", *_checked(found["checks"])]
     return "\n".join(line for line in lines if line)
+
+def _why_alone(found):
+    "Why nobody comes, and what to type, where a version might have been expected."
+    from textwrap import fill
+    model, gone = found["model"], found["withdrawn"]
+    if found["new"]: return []
+    if not gone: return [f"  nobody is challenger: mlnb promote {model} N --as challenger"]
+    told = f"version {gone['version']} ({gone['number']}) was withdrawn on {gone['at'][:10]}: {gone['reason']}"
+    return [fill(told, 80, initial_indent="  ", subsequent_indent="    "), f"  mlnb deploy {model} --version {gone['number']} tries it again"]
 
 def _short(folder):
     "As seen from here, where that is shorter."
@@ -84,20 +93,46 @@ def deploy_command(
     if asked.to == "local": print(f"ready after {time.monotonic() - began:.1f} s", file=sys.stderr)
     return Result(found, lambda: _deployed_text(found))
 
-# %% ../../nbs/serving/98_deploy_commands.ipynb #1d373f8d
+# %% ../../nbs/serving/98_deploy_commands.ipynb #fca68ab5
 def _path(asked, runs):
     from mlnb.serving.rollout_state import rollout_path
     return runs/"deployments"/asked.model/"compose"/"rollout.json" if asked.to == "compose" else rollout_path(runs, asked.model)
+
+def _models(asked, runs):
+    "Models that have a rollout there, sorted."
+    if asked.to == "compose": return sorted(path.parts[-3] for path in (runs/"deployments").glob("*/compose/rollout.json"))
+    return sorted(path.stem for path in (runs/"rollouts").glob("*.json"))
 
 def _known(asked, runs):
     "The rollout's file, or None where only a champion is deployed; raises `ServingError` naming what there is."
     path = _path(asked, runs)
     if path.is_file(): return path
-    folder = runs/"deployments"
-    if asked.what == "status" and (folder/asked.model/"deployment.json").is_file(): return None
-    others = sorted(one.stem for one in (runs/"rollouts").glob("*.json")) if (runs/"rollouts").is_dir() else []
+    if asked.what == "status" and asked.to == "local" and (runs/"deployments"/asked.model/"deployment.json").is_file(): return None
+    others = _models(asked, runs)
     raise ServingError(f"no rollout of '{asked.model}'", where=str(path), expected=f"one of: {', '.join(others)}" if others else "a model that was deployed",
-                       cure=f"mlnb deploy {asked.model} --to local --strategy canary")
+                       cure=f"mlnb deploy {asked.model} --to {asked.to} --strategy canary")
+
+def _only_one(asked, runs):
+    "The model that is meant where none was named: the one whose rollout goes on."
+    from mlnb.serving.rollout_state import read_rollout
+    models = _models(asked, runs)
+    going = [name for name in models if not read_rollout(_path(Namespace(model=name, to=asked.to), runs)).over]
+    if len(going) == 1: return going[0]
+    if not going: raise ServingError("no rollout is under way", cure=f"mlnb deploy MODEL --to {asked.to} begins one; mlnb rollout status shows old ones")
+    raise ServingError(f"which rollout? {len(going)} are under way", expected=f"mlnb rollout {asked.what} MODEL, one of: {', '.join(going)}")
+
+def _all(asked, runs):
+    "Every rollout, for `mlnb rollout status` alone; the only one is shown in full."
+    from mlnb.serving.local import read_deployment
+    from mlnb.serving.rollout_state import read_rollout
+    from mlnb.serving.rollout_words import rollout_line, rollout_text
+    paths = {name: _path(Namespace(model=name, to=asked.to), runs) for name in _models(asked, runs)}
+    found = {name: read_rollout(path) for name, path in paths.items()}
+    def text():
+        if not found: return "no rollouts yet: mlnb deploy MODEL begins one"
+        if len(found) > 1: return "\n".join(map(rollout_line, found.values()))
+        return "\n".join(rollout_text(one, read_deployment(runs/"deployments"/name) if asked.to == "local" else None) for name, one in found.items())
+    return Result({"rollouts": [{"model": name, "rollout": read_json(path)} for name, path in paths.items()]}, text)
 
 def _watched(path):
     "Carry it on until it is over, one line whenever something changes."
@@ -121,9 +156,9 @@ def _alone(model, deployment):
     return Result({"model": model, "rollout": None, "deployment": _facts(deployment)},
                   lambda: f"{model}: version {deployment.release.champion} alone\n{deployment_text(deployment)}")
 
-# %% ../../nbs/serving/98_deploy_commands.ipynb #69fc40ee
+# %% ../../nbs/serving/98_deploy_commands.ipynb #74e9f3cf
 def rollout_command(
-    asked:Namespace,  # what: status, advance, abort or watch; model, reason, to
+    asked:Namespace,  # what: status, advance, abort or watch; model ("" or None: the one there is), reason, to
 ) -> Result:          # the rollout as it stands; exit code 1 when it was withdrawn
     "Answer `mlnb rollout`."
     from mlnb.serving.local import read_deployment
@@ -131,6 +166,8 @@ def rollout_command(
     from mlnb.serving.rollout_state import read_rollout
     from mlnb.serving.rollout_words import rollout_text
     runs = find_project().runs
+    if not asked.model and asked.what == "status": return _all(asked, runs)
+    asked.model = asked.model or _only_one(asked, runs)
     path = _known(asked, runs)
     if path is None: return _alone(asked.model, read_deployment(runs/"deployments"/asked.model))
     acts = {"advance": lambda: advance_rollout(path), "abort": lambda: abort_rollout(path, asked.reason or "ended by hand"), "watch": lambda: _watched(path)}

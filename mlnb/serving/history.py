@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ALIASES', 'check_alias', 'read_history', 'current_aliases', 'decide', 'holders']
 
-# %% ../../nbs/serving/19_history.ipynb #4e1730ab
+# %% ../../nbs/serving/19_history.ipynb #d6aaa49c
 import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from ..errors import ServingError
+from ..errors import ServingError, StoreError
 from ..files import disk_error, read_json, write_json
 
 # %% ../../nbs/serving/19_history.ipynb #58ac7824
@@ -75,10 +75,10 @@ def _sync_folder(folder):
     try: os.fsync(file)
     finally: os.close(file)
 
-# %% ../../nbs/serving/19_history.ipynb #858743fe
+# %% ../../nbs/serving/19_history.ipynb #2370be4a
 def decide(
     folder:Path|str,             # of the model in the registry; its lock is held
-    action:str,                  # "register", "promote", "rollback" or "retire"
+    action:str,                  # "register", "promote", "rollback", "withdraw" or "retire"
     version:int,                 # which version it is about
     aliases:Mapping[str, int],   # what holds from now on
     *,
@@ -92,7 +92,7 @@ def decide(
     event = {"number": len(events) + 1, "at": datetime.now(UTC).isoformat(timespec="seconds"), "by": by or _who(), "action": action, "alias": alias,
              "version": version, "before": before.get(alias), "forced": forced, "reason": reason, "aliases": dict(aliases)}
     _append(Path(folder)/"history.jsonl", json.dumps(event, ensure_ascii=False).encode() + b"\n")
-    write_json(Path(folder)/"aliases.json", {"format": 1, "aliases": dict(aliases)})
+    with suppress(StoreError): write_json(Path(folder)/"aliases.json", {"format": 1, "aliases": dict(aliases)})
     return event
 
 # %% ../../nbs/serving/19_history.ipynb #d504280e

@@ -11,7 +11,7 @@ from ..errors import ServingError
 from .compose import server_files
 from .release import Release, about, plain_name, server_flags, write_yaml
 
-# %% ../../nbs/serving/84_kserve.ipynb #539a1821
+# %% ../../nbs/serving/84_kserve.ipynb #7562ed25
 def _probe(release, **more): return {"httpGet": {"path": f"/v1/models/{release.model}", "port": 8501}, "periodSeconds": 5, "timeoutSeconds": 2, **more}
 
 def _container(release, storage):
@@ -20,7 +20,7 @@ def _container(release, storage):
             "args": ["--rest_api_port=8501", *server_flags(release, "/config")],
             "env": [{"name": "STORAGE_URI", "value": f"{storage.rstrip('/')}/{release.model}"}],
             "ports": [{"name": "http1", "containerPort": 8501, "protocol": "TCP"}],
-            "readinessProbe": _probe(release), "livenessProbe": _probe(release, failureThreshold=6),
+            "readinessProbe": _probe(release), "livenessProbe": _probe(release, failureThreshold=60),
             "resources": {"requests": size, "limits": {"memory": release.memory}},
             "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
             "volumeMounts": [{"name": "config", "mountPath": "/config", "readOnly": True}]}

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['kubernetes_documents', 'kubernetes_files']
 
-# %% ../../nbs/serving/83_kubernetes.ipynb #bd85877c
+# %% ../../nbs/serving/83_kubernetes.ipynb #a0945ad5
+import math
 from .compose import live_files, server_files
 from .envoy import bootstrap
 from .release import Release, about, endpoints_of, plain_name, server_flags, write_yaml
 
-# %% ../../nbs/serving/83_kubernetes.ipynb #c5965c6b
+# %% ../../nbs/serving/83_kubernetes.ipynb #f81b1c82
 def _labels(release, name):
     return {"app.kubernetes.io/name": name, "app.kubernetes.io/part-of": plain_name(release.model), "app.kubernetes.io/managed-by": "mlnb"}
 
 def _object(release, kind, name, body, api="v1"):
     return {"apiVersion": api, "kind": kind, "metadata": {"name": name, "labels": _labels(release, name)}, **body}
 
+_TMP = {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}
 _SAFE = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 def _pod(release, name, user, container, volumes, seconds, notes):
@@ -47,8 +49,10 @@ def _held(release, name, least, most):
                 "scaleTargetRef": target, "minReplicas": least, "maxReplicas": most, "metrics": [cpu],
                 "behavior": {"scaleDown": {"stabilizationWindowSeconds": 300}}}}, "autoscaling/v2")]
 
-# %% ../../nbs/serving/83_kubernetes.ipynb #202eea56
-_DRAIN_SECONDS = 15
+# %% ../../nbs/serving/83_kubernetes.ipynb #3ee8ec9e
+_TOLD_SECONDS, _MORE_SECONDS = 10, 5   # until nobody sends requests to a pod that is to end; between `preStop` and the end
+
+def _drain(release): return _TOLD_SECONDS + math.ceil(release.timeout_seconds)
 
 def _probe(release, **more): return {"httpGet": {"path": f"/v1/models/{release.model}", "port": "rest"}, "timeoutSeconds": 2, **more}
 
@@ -58,7 +62,7 @@ def _server(release):
             "ports": [{"name": "rest", "containerPort": 8501}, {"name": "grpc", "containerPort": 8500}],
             "startupProbe": _probe(release, periodSeconds=2, failureThreshold=150), "readinessProbe": _probe(release, periodSeconds=5, failureThreshold=2),
             "livenessProbe": _probe(release, periodSeconds=10, failureThreshold=6),
-            "lifecycle": {"preStop": {"exec": {"command": ["/bin/sleep", str(_DRAIN_SECONDS)]}}},
+            "lifecycle": {"preStop": {"exec": {"command": ["/bin/sleep", str(_drain(release))]}}},
             "resources": {"requests": {"cpu": release.cpu, "memory": release.memory}, "limits": {"memory": release.memory}},
             "volumeMounts": [{"name": "models", "mountPath": f"/models/{release.model}", "subPath": release.model, "readOnly": True},
                              {"name": "config", "mountPath": "/config", "readOnly": True}, {"name": "tmp", "mountPath": "/tmp"}]}
@@ -71,23 +75,26 @@ def _notes(files, port, path):
 def _version(release, endpoint):
     files = server_files(release, endpoint.version)
     volumes = [{"name": "models", "persistentVolumeClaim": {"claimName": release.claim, "readOnly": True}},
-               {"name": "config", "configMap": {"name": endpoint.host}}, {"name": "tmp", "emptyDir": {}}]
+               {"name": "config", "configMap": {"name": endpoint.host}}, _TMP]
     notes = _notes(files, "8501", "/monitoring/prometheus/metrics")
-    pod = _pod(release, endpoint.host, 1000, _server(release), volumes, _DRAIN_SECONDS + 2, notes)
+    pod = _pod(release, endpoint.host, 1000, _server(release), volumes, _drain(release) + _MORE_SECONDS, notes)
     return [_object(release, "ConfigMap", endpoint.host, {"data": files}), _deployment(release, endpoint.host, pod, 0),
             _service(release, endpoint.host, {"rest": 8501, "grpc": 8500}, headless=True),
             *_held(release, endpoint.host, release.replicas, release.most_replicas)]
 
-# %% ../../nbs/serving/83_kubernetes.ipynb #87e14488
+# %% ../../nbs/serving/83_kubernetes.ipynb #e52f9b4b
 def _proxy(release):
     return {"name": "envoy", "image": release.envoy_image, "args": ["-c", "/etc/envoy/start/envoy.yaml"],
             "ports": [{"name": "rest", "containerPort": 8501}, {"name": "grpc", "containerPort": 8500}, {"name": "admin", "containerPort": 9901}],
             "readinessProbe": {"httpGet": {"path": "/ready", "port": "admin"}, "periodSeconds": 3, "timeoutSeconds": 2},
             "livenessProbe": {"httpGet": {"path": "/server_info", "port": "admin"}, "periodSeconds": 10, "timeoutSeconds": 2, "failureThreshold": 6},
-            "lifecycle": {"preStop": {"exec": {"command": ["/bin/sleep", str(_DRAIN_SECONDS)]}}},
+            "lifecycle": {"preStop": {"exec": {"command": ["/bin/bash", "-c", f"{_UNREADY}; sleep {_drain(release)}"]}}},
             "resources": {"requests": {"cpu": "250m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
             "volumeMounts": [{"name": "start", "mountPath": "/etc/envoy/start", "readOnly": True},
                              {"name": "live", "mountPath": "/etc/envoy/live", "readOnly": True}, {"name": "tmp", "mountPath": "/tmp"}]}
+
+_UNREADY = ("exec 3<>/dev/tcp/127.0.0.1/9901 && printf 'POST /healthcheck/fail HTTP/1.1\\r\\nHost: envoy\\r\\nConnection: close\\r\\n\\r\\n' >&3"
+            " && cat <&3")
 
 def _inside(release): return release._replace(rest_port=8501, grpc_port=8500)
 
@@ -98,28 +105,33 @@ def _front(release, endpoints):
     name = plain_name(release.model)
     start = write_yaml(bootstrap(_inside(release), "/etc/envoy/live", "0.0.0.0", 9901, "0.0.0.0", "/dev/stdout"), about(release, "Envoy's bootstrap."))
     volumes = [{"name": "start", "configMap": {"name": f"{name}-envoy"}}, {"name": "live", "configMap": {"name": f"{name}-routes"}},
-               {"name": "tmp", "emptyDir": {}}]
+               _TMP]
     notes = _notes(start, "9901", "/stats/prometheus")
-    pod = _pod(release, name, 101, _proxy(release), volumes, _DRAIN_SECONDS + 5, notes)
+    pod = _pod(release, name, 101, _proxy(release), volumes, _drain(release) + _MORE_SECONDS, notes)
     return [_object(release, "ConfigMap", f"{name}-envoy", {"data": {"envoy.yaml": start}}), _routing(release, endpoints),
             _deployment(release, name, pod, 0), _service(release, name, {"rest": release.rest_port or 8501, "grpc": release.grpc_port or 8500}),
             *_held(release, name, 2, max(2, release.most_replicas))]
 
-# %% ../../nbs/serving/83_kubernetes.ipynb #8e761a26
-def _guard(release, endpoints):
-    allowed = [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": plain_name(release.model)}}},
-               {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}}]
-    return _object(release, "NetworkPolicy", f"{plain_name(release.model)}-versions", {"spec": {
-        "podSelector": {"matchExpressions": [{"key": "app.kubernetes.io/name", "operator": "In", "values": [one.host for one in endpoints]}]},
-        "policyTypes": ["Ingress"], "ingress": [{"from": allowed}]}}, "networking.k8s.io/v1")
+# %% ../../nbs/serving/83_kubernetes.ipynb #bdeedf4f
+def _guards(release, endpoints):
+    name = plain_name(release.model)
+    envoy, prometheus = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": name}}}, {
+        "namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}}
+    def policy(which, pods, ingress):
+        body = {"spec": {"podSelector": pods, "policyTypes": ["Ingress"], "ingress": ingress}}
+        return _object(release, "NetworkPolicy", f"{name}-{which}", body, "networking.k8s.io/v1")
+    versions = {"matchExpressions": [{"key": "app.kubernetes.io/name", "operator": "In", "values": [one.host for one in endpoints]}]}
+    doors, admin = [{"port": "rest"}, {"port": "grpc"}], [{"port": "admin"}]
+    return [policy("versions", versions, [{"from": [envoy, prometheus]}]),
+            policy("envoy", envoy["podSelector"], [{"ports": doors}, {"from": [prometheus], "ports": admin}])]
 
-# %% ../../nbs/serving/83_kubernetes.ipynb #192f3bcb
+# %% ../../nbs/serving/83_kubernetes.ipynb #0d92c72a
 def kubernetes_documents(
     release:Release,  # a release
 ) -> list[dict]:      # Kubernetes objects, in the order in which they should be made
     "Everything that runs in the cluster; the volume claim with the registry must be there."
     endpoints = endpoints_of(release)
-    return [*(one for endpoint in endpoints for one in _version(release, endpoint)), _guard(release, endpoints), *_front(release, endpoints)]
+    return [*(one for endpoint in endpoints for one in _version(release, endpoint)), *_guards(release, endpoints), *_front(release, endpoints)]
 
 def kubernetes_files(
     release:Release,                              # a release

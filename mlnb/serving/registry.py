@@ -46,15 +46,17 @@ def _facts(exported):
     told = ("accepted", "reason", "difference", "tolerance", "rows", "edges", "runtime", "latency_ms")
     return kept | {"twins": {kind: {name: one.get(name) for name in told} for kind, one in twins.items()}}
 
-# %% ../../nbs/serving/20_registry.ipynb #b87a9a02
+# %% ../../nbs/serving/20_registry.ipynb #676c0a96
 def _whole(folder, pattern="*"):
     "Children of a folder whose names are whole numbers."
     names = (path.name.removesuffix(".json") for path in folder.glob(pattern)) if folder.is_dir() else ()
     return sorted(int(name) for name in names if re.fullmatch(r"[0-9]+", name))
 
-def _retired(folder):
-    "Version number -> when, by whom and why it was retired."
-    return {event["version"]: {key: event[key] for key in ("at", "by", "reason")} for event in read_history(folder) if event["action"] == "retire"}
+def _out(folder):
+    "\"retired\" and \"withdrawn\" -> version number -> when, by whom and why, as far as nothing was decided about it since."
+    last = {event["version"]: event for event in read_history(folder)}
+    def told(action): return {number: {key: event[key] for key in ("at", "by", "reason")} for number, event in last.items() if event["action"] == action}
+    return {"retired": told("retire"), "withdrawn": told("withdraw")}
 
 def _place(folder, number):
     "Where a version's folder is, or would be."
@@ -66,7 +68,7 @@ def _model_folder(registry, model):
                            expected="letters, digits, '_', '-' and '.', since it stands in addresses")
     return Path(registry).absolute()/model
 
-# %% ../../nbs/serving/20_registry.ipynb #a0320b34
+# %% ../../nbs/serving/20_registry.ipynb #3041de9a
 def list_models(
     registry:Path|str,  # the registry's folder; need not exist
 ) -> list[str]:         # names, sorted
@@ -86,16 +88,16 @@ def list_versions(
     registry:Path|str,  # the registry's folder
     model:str,          # name of a model
     retired:bool=False, # also those that are retired? They have "retired": {"at", "by", "reason"}
-) -> list[dict]:        # records, oldest first, each with "aliases" and "folder"
+) -> list[dict]:        # records, oldest first, each with "aliases" and "folder"; "withdrawn" like "retired"
     "The versions of a model; [] when it is not there."
     folder = _model_folder(registry, model)
-    aliases, gone, found = read_aliases(registry, model), _retired(folder), []
+    aliases, out, found = read_aliases(registry, model), _out(folder), []
     for number in _whole(folder/"records", "*.json"):
         place = _place(folder, number)
-        if not place.is_dir() or number in gone and not retired: continue
+        if not place.is_dir() or number in out["retired"] and not retired: continue
         record = read_json(folder/"records"/f"{number}.json")
         found.append({**record, "folder": str(place), "aliases": sorted(alias for alias, held in aliases.items() if held == number),
-                      **({"retired": gone[number]} if number in gone else {})})
+                      **{how: some[number] for how, some in out.items() if number in some}})
     return found
 
 # %% ../../nbs/serving/20_registry.ipynb #25d94dc6
@@ -181,13 +183,13 @@ def _keep_beside(folder, number, beside):
         try: write_atomic(folder/"records"/str(number)/name, Path(path).read_bytes())
         except OSError as e: raise ServingError("a file beside the version cannot be read", where=str(path), got=str(e)) from e
 
-# %% ../../nbs/serving/20_registry.ipynb #f8c53426
+# %% ../../nbs/serving/20_registry.ipynb #c121597d
 def settle(
     folder:Path|str,  # of the model in the registry; its lock is held
 ) -> None:
     "Finish what a killed process decided: a retired version leaves TensorFlow Serving's sight."
     folder = Path(folder)
-    for number in _retired(folder):
+    for number in _out(folder)["retired"]:
         if not (folder/str(number)).is_dir(): continue
         try:
             (folder/"retired").mkdir(exist_ok=True)

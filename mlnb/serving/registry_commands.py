@@ -5,17 +5,20 @@
 # %% auto #0
 __all__ = ['models_command', 'promote_command', 'rollback_command', 'retire_command']
 
-# %% ../../nbs/serving/97_registry_commands.ipynb #b23b2c8b
+# %% ../../nbs/serving/97_registry_commands.ipynb #df40de11
 import sys
+import textwrap
 import time
 from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
-from ..errors import ServingError
+from typing import Any
+from ..errors import MlnbError, ServingError
+from ..files import read_json
 from ..results import Result
 from .history import read_history
 from .promotion import promote, retire, rollback
-from .registry import list_models, list_versions, read_aliases, verify_version
+from .registry import find_version, list_models, list_versions, read_aliases, verify_version
 from ..settings import find_project
 
 # %% ../../nbs/serving/97_registry_commands.ipynb #77ddda0f
@@ -49,8 +52,10 @@ def _metric(record, interval):
 
 def _blessed(record): return {True: "yes", False: "no"}.get((record.get("evaluation") or {}).get("blessed"), "-")
 
-# %% ../../nbs/serving/97_registry_commands.ipynb #e873326d
+# %% ../../nbs/serving/97_registry_commands.ipynb #f30f5995
 _WIDTH = 80
+
+def _standing(one): return "retired" if "retired" in one else "+".join(one["aliases"]) or ("withdrawn" if "withdrawn" in one else "-")
 
 def _rows(versions, now, interval, latency):
     metrics = {(one.get("evaluation") or {}).get("metric") for one in versions} - {None}
@@ -59,7 +64,7 @@ def _rows(versions, now, interval, latency):
     def cells(one):
         known = _metric(one, interval)
         if name == "metric" and known != "-": known = f"{one['evaluation']['metric']} {known}"
-        return [str(one["number"]), one["version"], "retired" if "retired" in one else "+".join(one["aliases"]) or "-", known, _size(one.get("size_bytes")),
+        return [str(one["number"]), one["version"], _standing(one), known, _size(one.get("size_bytes")),
                 *[_latency(one)] * latency, _age(one.get("registered"), now), _blessed(one)]
     return [heads, *map(cells, versions)]
 
@@ -74,7 +79,7 @@ def _table(versions, now):
         if max(map(len, lines)) <= _WIDTH: break
     return lines
 
-# %% ../../nbs/serving/97_registry_commands.ipynb #bf4c3280
+# %% ../../nbs/serving/97_registry_commands.ipynb #dd7de902
 def _broken(versions):
     lines = []
     for one in versions:
@@ -82,15 +87,16 @@ def _broken(versions):
     if len(versions) < 2: return []
     return ["What broke:", *lines] if lines else ["What broke: nothing, clients of the first version can call every other"]
 
-_DONE = {"register": "registered", "promote": "promoted", "rollback": "rolled back to", "retire": "retired"}
+_DONE = {"register": "registered", "promote": "promoted", "rollback": "rolled back to", "withdraw": "withdrew", "retire": "retired"}
 
 def _told(event):
     "A decision as one line."
     target = f" to {event['alias']}" if event["action"] == "promote" else f" as {event['alias']}" if event["alias"] else ""
-    was = f" (was {event['before']})" if event.get("before") else ""
+    was = f" (was {event['before']})" if event.get("before") and event["action"] != "withdraw" else ""
     said = f": {event['reason']}" if event["reason"] and event["action"] != "register" else ""
     forced = ", FORCED against its evaluation" if event["forced"] else ""
-    return f"  {event['at'][:16].replace('T', ' ')}  {event['by']} {_DONE[event['action']]} {event['version']}{target}{was}{forced}{said}"
+    told = f"{event['at'][:16].replace('T', ' ')}  {event['by']} {_DONE[event['action']]} {event['version']}{target}{was}{forced}{said}"
+    return textwrap.fill(told, _WIDTH, initial_indent="  ", subsequent_indent=" " * 20)
 
 def _twin_lines(versions):
     def told(twin):
@@ -156,14 +162,28 @@ def models_command(
     damaged = asked.verify and any(one["damage"] for versions in found.values() for one in versions)
     return Result(document, lambda: _models_text(registry, found, asked), int(damaged))
 
-# %% ../../nbs/serving/97_registry_commands.ipynb #223e0c89
+# %% ../../nbs/serving/97_registry_commands.ipynb #36168b30
+def _deployed(registry, model):
+    "(versions of a deployment on this machine, champion first; versions whose servers it has)."
+    try: held: Any = read_json(find_project().runs/"deployments"/model/"deployment.json")
+    except (FileNotFoundError, MlnbError): return [], []
+    if Path(held["registry"]) != registry.absolute(): return [], []
+    return [number for number in (held["release"]["champion"], held["release"]["new"]) if number], [int(number) for number in held["servers"]]
+
+def _not_yet(registry, model, alias, record):
+    "What is still to be done where a deployment answers with another version."
+    answers, _ = _deployed(registry, model)
+    if alias != "champion" or not answers or answers[0] == record["number"]: return ""
+    first = f"mlnb rollout abort {model}, then " if len(answers) > 1 else ""
+    return f"\n  version {answers[0]} answers here as before; to switch: {first}mlnb deploy {model}"
+
 def _decided(registry, model, record, text):
     document = {"model": model, "version": _plain(record), "aliases": read_aliases(registry, model)}
     return Result(document, lambda: text)
 
 def _named(record): return f"{record['number']} ({record['version']})"
 
-# %% ../../nbs/serving/97_registry_commands.ipynb #7a6e0c4e
+# %% ../../nbs/serving/97_registry_commands.ipynb #6d474f4f
 def promote_command(
     asked:Namespace,  # model, which, alias, force, reason, registry
 ) -> Result:
@@ -172,7 +192,8 @@ def promote_command(
     before = read_aliases(registry, _known(registry, asked.model)).get(asked.alias)
     record = promote(registry, asked.model, asked.which, asked.alias, asked.force, asked.reason)
     was = "; nobody was before" if before is None else "; it was already" if before == record["number"] else f"; it was {before}"
-    return _decided(registry, asked.model, record, f"{asked.model}: {_named(record)} is {asked.alias}{was}")
+    text = f"{asked.model}: {_named(record)} is {asked.alias}{was}"
+    return _decided(registry, asked.model, record, text + _not_yet(registry, asked.model, asked.alias, record))
 
 def rollback_command(
     asked:Namespace,  # model, alias, reason, registry
@@ -181,12 +202,17 @@ def rollback_command(
     registry = _registry(asked)
     before = read_aliases(registry, _known(registry, asked.model)).get(asked.alias)
     record = rollback(registry, asked.model, asked.alias, asked.reason)
-    return _decided(registry, asked.model, record, f"{asked.model}: {_named(record)} is {asked.alias} again, instead of {before or 'nobody'}")
+    text = f"{asked.model}: {_named(record)} is {asked.alias} again, instead of {before or 'nobody'}"
+    return _decided(registry, asked.model, record, text + _not_yet(registry, asked.model, asked.alias, record))
 
 def retire_command(
     asked:Namespace,  # model, which, reason, registry
 ) -> Result:
     "Take a version out of service."
     registry = _registry(asked)
-    record = retire(registry, _known(registry, asked.model), asked.which, asked.reason)
+    number = find_version(registry, _known(registry, asked.model), asked.which)["number"]
+    if number in _deployed(registry, asked.model)[1]:
+        raise ServingError(f"version {number} of '{asked.model}' has a server on this machine, so it stays", cure=f"mlnb deploy {asked.model} stops what is "
+                           f"not needed any more; mlnb deploy {asked.model} --stop stops all")
+    record = retire(registry, asked.model, number, asked.reason)
     return _decided(registry, asked.model, record, f"{asked.model}: {_named(record)} is retired; its number is not given again")

@@ -83,7 +83,7 @@ def mirrored(
     "How much is only copied to the new version."
     return round(release.share * PARTS) if release.strategy == "shadow" and release.new else 0
 
-# %% ../../nbs/serving/79_release.ipynb #dbff45e3
+# %% ../../nbs/serving/79_release.ipynb #323fc8b8
 class Endpoint(NamedTuple):
     "Where one version's server listens."
     version: int  # number in the registry
@@ -93,9 +93,10 @@ class Endpoint(NamedTuple):
 
 def plain_name(
     model:str,  # name in the registry
-) -> str:       # at most 40 of a-z, 0-9 and '-'
+) -> str:       # at most 40 of a-z, 0-9 and '-'; the first is a letter, as the names of services must begin
     "The model's name where only host names are allowed."
-    return re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:40].strip("-") or "model"
+    plain = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
+    return (plain if plain[:1].isalpha() else f"m-{plain}")[:40].strip("-")
 
 def endpoints_of(
     release:Release,            # a release

@@ -5,25 +5,28 @@
 # %% auto #0
 __all__ = ['tick_rollout', 'start_rollout', 'advance_rollout', 'abort_rollout', 'watch_rollout']
 
-# %% ../../nbs/serving/90_rollout.ipynb #47a3aa4f
+# %% ../../nbs/serving/90_rollout.ipynb #dd7c81ab
 import time
 from collections.abc import Callable
 from pathlib import Path
-from ..errors import ServingError
+from typing import TYPE_CHECKING
+from ..errors import MlnbError, ServingError
 from ..files import lock
 from .canary import Decision, VersionCounts, add_counts, check_plan, counted_since, judge_step
 from .compose import live_files
-from .envoy_admin import is_live, put_live, version_counts
+from .envoy import STATS_SECONDS
+from .envoy_admin import is_live, put_live, started_at, version_counts
 from .local import read_deployment, retire_servers, start_local
 from .release import endpoints_of
 from .rollout_state import Pairs, Quality, Rollout, read_rollout, save_rollout
+if TYPE_CHECKING: from mlnb.serving.evidence import LoggedEvidence
 
-# %% ../../nbs/serving/90_rollout.ipynb #c8c9ab83
+# %% ../../nbs/serving/90_rollout.ipynb #a1da7cea
 def _released(rollout):
     "The release that should be in force now."
     release = rollout.release._replace(share=rollout.share)
     if rollout.state == "finished": return release._replace(champion=release.new if rollout.promote else release.champion, new=0, share=0.0)
-    if rollout.state == "withdrawn": return release._replace(new=0, share=0.0)
+    if rollout.state in ("withdrawing", "withdrawn"): return release._replace(new=0, share=0.0)
     if rollout.state == "promoting" and not rollout.promote: return release._replace(share=0.0)
     return release
 
@@ -48,16 +51,32 @@ def _set_split(rollout):
     kept = deployment.release._replace(champion=release.champion, new=release.new, strategy=release.strategy, share=release.share)
     start_local(rollout.folder, deployment.registry, kept, deployment.command)
 
+def _proxy(rollout, admin):
+    "Which life of the proxy this is."
+    if rollout.target == "compose": return f"{started_at(admin):.0f}"
+    process = _deployment(rollout).envoy
+    return f"{process.pid} {process.began}" if process else ""
+
+def _same_proxy(before, now):
+    return before == now or before.isdigit() and now.isdigit() and abs(int(before) - int(now)) <= 3
+
 def _read(rollout):
     "The counters as they are now, added up."
-    now = version_counts(_where(rollout)[1], rollout.release)
-    new = {version: counted_since(rollout.seen.get(version, VersionCounts()), one) for version, one in now.items()}
+    admin = _where(rollout)[1]
+    proxy, now = _proxy(rollout, admin), version_counts(admin, rollout.release)
+    seen = rollout.seen if _same_proxy(rollout.proxy, proxy) else {}
+    new = {version: counted_since(seen.get(version, VersionCounts()), one) for version, one in now.items()}
     met = {version: rollout.met.get(version, 0) + one.requests for version, one in new.items()}
     counts = {version: add_counts(rollout.counts.get(version, VersionCounts()), one) for version, one in new.items()}
-    return rollout._replace(seen=now, met=met, counts=counts)
+    return rollout._replace(seen=now, met=met, counts=counts, proxy=proxy)
 
-# %% ../../nbs/serving/90_rollout.ipynb #33d3dc47
-_SETTLE = 0.6   # seconds after which Envoy's latencies are as new as its counters
+def _read_if_there(rollout):
+    "The same, and what was known before where the proxy is away."
+    try: return _read(rollout)
+    except ServingError: return rollout
+
+# %% ../../nbs/serving/90_rollout.ipynb #a1063045
+_SETTLE = STATS_SECONDS + 0.1   # seconds after which Envoy's latencies are as new as its counters
 _STALL = 5.0    # seconds that a machine may stall without a version being blamed for it
 
 def _enter(path, rollout):
@@ -86,41 +105,54 @@ def _next(path, rollout, reason):
     if last: return _promote(path, save_rollout(path, moved._replace(state="promoting", reason=reason)))
     return _enter(path, save_rollout(path, moved._replace(step=rollout.step + 1, applied=False, before=before, counts={})))
 
-# %% ../../nbs/serving/90_rollout.ipynb #5f6948d6
+# %% ../../nbs/serving/90_rollout.ipynb #393d16b9
 def _withdraw(path, rollout, reason):
     rollout = save_rollout(path, rollout._replace(state="withdrawing", reason=reason))
     _set_split(rollout)
-    rollout = _read(rollout)._replace(state="withdrawn", applied=True)
-    _set_split(rollout)
-    rollout = save_rollout(path, rollout)
+    rollout = _read_if_there(rollout)
+    unsaid = _note(rollout)
     if rollout.target == "local": retire_servers(rollout.folder)
-    return rollout
+    return save_rollout(path, rollout._replace(state="withdrawn", applied=True, reason=f"{reason}{unsaid}"))
+
+def _told(rollout): return f"{rollout.release.strategy}: {rollout.reason}"[:500]
+
+def _note(rollout):
+    "Take the version's aliases and write down why; what to add to the reason when the registry cannot."
+    from mlnb.serving.promotion import withdraw
+    if not rollout.registry: return ""
+    try: withdraw(rollout.registry, rollout.model, rollout.release.new, _told(rollout))
+    except MlnbError as e: return f"; the registry does not know it: {e.problem}"
+    return ""
 
 def _crown(rollout):
     "Move the alias; the reason when the registry refuses."
     from mlnb.serving.promotion import promote
     from mlnb.serving.registry import read_aliases
     if not rollout.promote or not rollout.registry: return ""
-    if read_aliases(rollout.registry, rollout.model).get("champion") == rollout.release.new: return ""
-    reason = f"{rollout.release.strategy}: {rollout.reason}"[:500]
-    try: promote(rollout.registry, rollout.model, rollout.release.new, "champion", force=rollout.force, reason=reason)
-    except ServingError as e: return str(e)
+    held = read_aliases(rollout.registry, rollout.model).get("champion")
+    if held == rollout.release.new: return ""
+    if held != rollout.release.champion: return f"it held, but meanwhile {f'version {held}' if held else 'nobody'} is champion"
+    try: promote(rollout.registry, rollout.model, rollout.release.new, "champion", force=rollout.force, reason=_told(rollout))
+    except ServingError as e: return f"it held, but the registry refuses it: {e}"
     return ""
 
 def _promote(path, rollout):
     refused = _crown(rollout)
-    if refused: return _withdraw(path, rollout, f"it held, but the registry refuses it: {refused}")
+    if refused: return _withdraw(path, rollout, refused)
     rollout = rollout._replace(state="finished", applied=True)
     _set_split(rollout)
-    rollout = save_rollout(path, rollout)
     if rollout.target == "local" and rollout.release.strategy != "blue-green": retire_servers(rollout.folder)
-    return rollout
+    return save_rollout(path, rollout)
 
-# %% ../../nbs/serving/90_rollout.ipynb #610e476b
+# %% ../../nbs/serving/90_rollout.ipynb #df5dc63f
+def _evidence(rollout):
+    "What the rollout's own log says, for as long as somebody holds it."
+    from mlnb.serving.evidence import LoggedEvidence
+    day = 86_400.0   # how long before the rollout the champion's answers still count
+    return LoggedEvidence(rollout.log, rollout.model, rollout.labels, (rollout.began or time.time()) - day) if rollout.log else None
+
 def _with_scores(rollout, quality):
     "The counts of this step, with what labels say."
-    from mlnb.serving.evidence import quality_of
-    if quality is None and rollout.labels: quality = quality_of(rollout.log, rollout.model, rollout.labels)
     if quality is None: return rollout
     def scored(counts, scores): return counts._replace(**dict(zip(("quality_count", "quality_sum", "quality_squares"), scores, strict=True)))
     counts, before, champion = dict(rollout.counts), rollout.before, rollout.release.champion
@@ -129,21 +161,21 @@ def _with_scores(rollout, quality):
     if rollout.share >= 1 and not before.quality_count and champion in (past := quality(0.0)): before = scored(before, past[champion])
     return rollout._replace(counts=counts, before=before)
 
-def _shadow_decision(rollout, counted, pairs):
+def _shadow_decision(rollout, counted, pairs, evidence):
     "Counters and pairs: both may withdraw it, and it has held when both say so."
-    from mlnb.serving.evidence import logged_pairs, read_labels
     from mlnb.serving.shadow import ShadowPlan, compare_pairs, judge_shadow
-    if pairs is None and not rollout.log: return counted
-    labels = read_labels(rollout.labels) if rollout.labels and Path(rollout.labels).is_file() else None
-    given = (rollout.log, rollout.model, rollout.release.champion, rollout.release.new, rollout.step_began, labels)
-    found, alone = pairs(rollout.step_began) if pairs else logged_pairs(*given)
-    paired = judge_shadow(ShadowPlan(min_pairs=rollout.plan.min_requests), compare_pairs(found, unmatched=alone))
+    plan = ShadowPlan(min_pairs=rollout.plan.min_requests)
+    if pairs:
+        found, alone = pairs(rollout.step_began)
+        paired = judge_shadow(plan, compare_pairs(found, unmatched=alone))
+    elif evidence: paired = evidence.judged(plan, rollout.release.champion, rollout.release.new, rollout.step_began)
+    else: return counted
     return next((one for action in ("abort", "hold") for one in (counted, paired) if one.action == action), paired)
 
 def _only_slow(decision):
     return {test["test"] for test in decision.facts.get("tests", []) if test["proven"]} == {"latency"}
 
-def _judged(rollout, pairs):
+def _judged(rollout, pairs, evidence):
     from mlnb.serving.evidence import bandit_share
     new, champion = rollout.counts.get(rollout.release.new, VersionCounts()), _champion_counts(rollout)
     if rollout.release.strategy == "bandit": return bandit_share(champion, new, min_requests=rollout.plan.min_requests)[1]
@@ -153,7 +185,8 @@ def _judged(rollout, pairs):
         counted = counted._replace(action="hold", reason="the latencies of the last second are not known yet")
     if counted.action == "abort" and elapsed < _STALL and _only_slow(counted):
         counted = counted._replace(action="hold", reason=f"slow so far, which may be a stall of the machine and pass: {counted.reason}")
-    return _shadow_decision(rollout, counted, pairs) if rollout.release.strategy == "shadow" else counted
+    if evidence and evidence.trouble: counted = counted._replace(reason=f"{counted.reason}; {evidence.trouble}")
+    return _shadow_decision(rollout, counted, pairs, evidence) if rollout.release.strategy == "shadow" else counted
 
 def _act(path, rollout, decision: Decision):
     rollout = rollout._replace(decision={"action": decision.action, "reason": decision.reason, "facts": decision.facts, "time": time.time()})
@@ -175,11 +208,12 @@ def _held(path):
     "The lock of a rollout."
     return lock(Path(path).with_suffix(".lock"))
 
-# %% ../../nbs/serving/90_rollout.ipynb #bc12c05f
+# %% ../../nbs/serving/90_rollout.ipynb #c4d50214
 def tick_rollout(
     path:Path|str,               # of the rollout
     quality:Quality|None=None,   # scores of the answers; None: from the rollout's own log and labels
     pairs:Pairs|None=None,       # both answers to each request, for a shadow; None: from the rollout's own log
+    evidence:"LoggedEvidence|None"=None,  # what was read of that log in the rounds before; None: it is read from its beginning
 ) -> Rollout:                    # as it stands after this round
     "One round: read, judge, act. Call it as often as you like."
     with _held(path):
@@ -188,8 +222,9 @@ def tick_rollout(
         fresh = rollout.applied and rollout.state == "running"
         rollout = _resumed(path, rollout)
         if not fresh or rollout.over: return rollout
-        rollout = _with_scores(_read(rollout), quality)
-        return _act(path, rollout, _judged(rollout, pairs))
+        evidence = evidence or _evidence(rollout)
+        rollout = _with_scores(_read(rollout), quality or (evidence.quality if evidence and rollout.labels else None))
+        return _act(path, rollout, _judged(rollout, pairs, evidence))
 
 def start_rollout(
     path:Path|str,     # of the rollout
@@ -206,7 +241,7 @@ def start_rollout(
         past = rollout.seen.get(rollout.release.champion, VersionCounts())
         return _enter(path, save_rollout(path, rollout._replace(counts={}, met={}, before=past)))
 
-# %% ../../nbs/serving/90_rollout.ipynb #30d5a0a9
+# %% ../../nbs/serving/90_rollout.ipynb #31188eb2
 def advance_rollout(
     path:Path|str,  # of the rollout
 ) -> Rollout:
@@ -222,7 +257,7 @@ def abort_rollout(
     "Back to the champion now."
     with _held(path):
         rollout = _running(read_rollout(path))
-        if rollout.applied: rollout = _read(rollout)
+        if rollout.applied: rollout = _read_if_there(rollout)
         return _withdraw(path, rollout._replace(history=_ended(rollout, "abort", reason)), reason)
 
 # %% ../../nbs/serving/90_rollout.ipynb #24512a96
@@ -231,33 +266,38 @@ def _running(rollout):
     raise ServingError(f"the rollout of '{rollout.model}' is over", got=f"{rollout.state}: {rollout.reason}",
                        cure=f"mlnb deploy {rollout.model} begins another one; mlnb rollback {rollout.model} goes back to the champion before")
 
-# %% ../../nbs/serving/90_rollout.ipynb #2e931db3
+# %% ../../nbs/serving/90_rollout.ipynb #e3035794
 def watch_rollout(
     path:Path|str,                                # of the rollout
     say:Callable[[Rollout], None]|None=None,      # is told after each round
     seconds:float=1.0,                            # between two rounds
     quality:Quality|None=None,                    # scores of the answers; None: from the rollout's own log and labels
-    patience:float=60.0,                          # how long the proxy may be silent before this gives up
+    patience:float=60.0,                          # how long rounds may fail, for example because the proxy is silent
 ) -> Rollout:                                     # ended
-    "Do rounds until it is over."
-    silent = 0.0
+    "Do rounds until it is over; where they fail for too long, withdraw the version, or raise when that fails too."
+    silent, evidence = 0.0, _evidence(read_rollout(path))
     while True:
         try:
-            rollout = tick_rollout(path, quality)
+            rollout = tick_rollout(path, quality, evidence=evidence)
             silent = 0.0
-        except ServingError:
+        except MlnbError as e:
             silent = silent or time.monotonic()
-            if time.monotonic() - silent > patience: raise
-            rollout = _repaired(path)
+            rollout = _given_up(path, e) if time.monotonic() - silent > patience else _repaired(path)
         if say: say(rollout)
         if rollout.over: return rollout
         time.sleep(seconds)
 
-# %% ../../nbs/serving/90_rollout.ipynb #547a664e
+# %% ../../nbs/serving/90_rollout.ipynb #4e9203b7
 def _repaired(path):
     "Start again what has died, so that the next round finds somebody."
     with _held(path):
         rollout = read_rollout(path)
         try: _set_split(rollout)
-        except ServingError: return rollout
+        except MlnbError: return rollout
         return rollout
+
+def _given_up(path, error):
+    "Back to the champion when nothing works with the new version; a proxy elsewhere may only not have been started yet."
+    if read_rollout(path).target != "local": raise error
+    try: return abort_rollout(path, f"it could not be carried on: {error.problem}")
+    except MlnbError as e: raise error from e

@@ -15,7 +15,7 @@ from .canary import CanaryPlan, VersionCounts
 from .local import Process
 from .release import Release
 
-# %% ../../nbs/serving/89_rollout_state.ipynb #8cb50102
+# %% ../../nbs/serving/89_rollout_state.ipynb #5c3d60f8
 STATES = ("running", "withdrawing", "promoting", "finished", "withdrawn")
 Quality = Callable[[float], Mapping[int, tuple[int, float, float]]]  # since when -> version -> how many scores, their sum, sum of their squares
 Pairs = Callable[[float], tuple[list, int]]   # since when -> pairs, and how many answers had no other
@@ -37,6 +37,7 @@ class Rollout(NamedTuple):
     promote: bool = True                   # does the new version become champion in the end?
     force: bool = False                    # also when it is not blessed
     seen: dict[int, VersionCounts] = {}    # last reading of Envoy's counters
+    proxy: str = ""                        # which Envoy that was
     counts: dict[int, VersionCounts] = {}  # of this step
     before: VersionCounts = VersionCounts()  # of the champion, in the step before
     met: dict[int, int] = {}               # requests that each version answered in the whole rollout
@@ -45,7 +46,7 @@ class Rollout(NamedTuple):
     controller: Process|None = None        # the process that carries it on
     weight: float = 0.5                    # share of the new version that the bandit has come to
     log: str = ""                          # folder of the prediction log
-    labels: str = ""                       # file with the truth, see `mlnb.serving.evidence.read_labels`
+    labels: str = ""                       # file with the truth, see `mlnb.serving.log_tail.read_labels`
 
     @property
     def model(self) -> str:

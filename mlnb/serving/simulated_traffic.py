@@ -89,14 +89,14 @@ def _split(traffic, n, chosen):
     traffic.serve(users[new], answers[1][0])
     return users, new, answers
 
-# %% ../../nbs/serving/76_simulated_traffic.ipynb #d450c7cc
+# %% ../../nbs/serving/76_simulated_traffic.ipynb #360aaefe
 def _canary(traffic, plan, requests, batch):
     step, totals, kept = 0, [VersionCounts(), VersionCounts()], VersionCounts()
     while traffic.requests < requests:
         share = plan.steps[step]
         answers = _split(traffic, batch, lambda users, share=share: traffic.random.random(len(users)) < share)[2]
         totals = [add_counts(total, _counts(some)) for total, some in zip(totals, answers, strict=True)]
-        decision = judge_step(plan, step, totals[0] if share < 1 else kept, totals[1], float(traffic.requests))
+        decision = judge_step(plan, step, totals[0] if share < 1 else kept, totals[1], float(traffic.requests), interval=False)
         if decision.action == "abort": return traffic.end("canary", "withdrawn", f"at {share:.0%}: {decision.reason}")
         if decision.action == "finish": return traffic.end("canary", "finished", decision.reason)
         if decision.action == "advance": step, kept, totals = step + 1, totals[0], [VersionCounts(), VersionCounts()]
