@@ -4977,6 +4977,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlnb/serving/rollout_words.py'),
                                             'mlnb.serving.rollout_words._row': ( 'serving/rollout_words.html#_row',
                                                                                  'mlnb/serving/rollout_words.py'),
+                                            'mlnb.serving.rollout_words._share': ( 'serving/rollout_words.html#_share',
+                                                                                   'mlnb/serving/rollout_words.py'),
                                             'mlnb.serving.rollout_words._steps': ( 'serving/rollout_words.html#_steps',
                                                                                    'mlnb/serving/rollout_words.py'),
                                             'mlnb.serving.rollout_words._time': ( 'serving/rollout_words.html#_time',

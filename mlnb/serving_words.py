@@ -110,6 +110,7 @@ DEPLOY: dict[str, Any] = {
         (("--min-requests",), {"type": int, "metavar": "N", "help": "to the new version in each step, before it advances (300)"}),
         (("--error-margin",), {"type": float, "metavar": "X", "help": "how much higher its error rate may be (0.005)"}),
         (("--latency-ratio",), {"type": float, "metavar": "X", "help": "how many times longer it may take; 0: not judged (1.25)"}),
+        (("--latency-slack",), {"type": float, "metavar": "MS", "help": "how many milliseconds longer in any case (5)"}),
         (("--quality-margin",), {"type": float, "metavar": "X", "help": "how much lower its score may be, with --labels (0.02)"}),
         (("--labels",), {"metavar": "FILE", "help": "the truth, as it arrives: .csv or .parquet with request_id and label"}),
         (("--log",), {"metavar": "FOLDER", "help": "prediction log of the servers; one beside them, with --labels or a shadow"}),

@@ -155,6 +155,24 @@ def test_equal_latencies_with_answers_that_never_come(bounds, ratio):
     assert ever(300, 30, draw, lambda new, old: latency_evidence(bounds, new, old, 0.25, ratio).log_e) <= ALPHA
 
 
+@pytest.mark.parametrize(("champion", "canary", "withdrawn"), [(0.0015, 0.0025, False), (0.0015, 0.05, True), (0.1, 0.13, False), (0.1, 0.2, True)])
+def test_a_canary_may_be_a_little_colder_and_not_slow(champion, canary, withdrawn):
+    """With a twentieth of the traffic a server of milliseconds takes longer, and nobody minds; of 100 ms the ratio decides."""
+    plan = CanaryPlan(latency_ratio=1.5, min_requests=100)
+    ended = [simulate_rollout(plan, Behaviour(median_seconds=champion), Behaviour(median_seconds=canary), 40_000, seed=seed) for seed in range(20)]
+    assert [one.action == "withdrawn" for one in ended] == 20 * [withdrawn]
+    assert not withdrawn or all("latency" in one.reason and one.met < 1000 for one in ended)
+    assert withdrawn or sum(one.action == "finished" for one in ended) > 10
+
+
+@pytest.mark.parametrize("slack", [0.0, 0.003, 0.01])
+def test_equal_latencies_with_a_slack(slack):
+    def draw(random, _look, _total):
+        return np.array([count_latencies(0.015 * np.exp(0.5 * random.standard_normal(n)) + extra, BOUNDS) for n, extra in ((25, slack), (75, 0))])
+
+    assert ever(300, 30, draw, lambda new, old: latency_evidence(BOUNDS, new, old, 0.25, slack_seconds=slack).log_e) <= ALPHA
+
+
 def tide(look):
     """Day and night: from a tenth to twice."""
     return 1.05 + 0.95 * math.sin(look / 4)

@@ -30,6 +30,7 @@ class CanaryPlan(NamedTuple):
     min_requests: int = 300         # to the canary in each step, before it advances
     error_margin: float = 0.005     # how much higher the error rate may be
     latency_ratio: float = 1.25     # how many times longer it may take; 0: not judged
+    latency_slack_seconds: float = 0.005 # how much longer it may take in any case: few people wait for 5 ms
     latency_quantile: float = 0.95  # at which the latency is judged
     quality_margin: float = 0.02    # how much lower the mean score may be; below 0: not judged
     alpha: float = 0.05             # chance that a version as good as the champion is withdrawn, in the whole rollout
@@ -54,6 +55,7 @@ def check_plan(
              ("min_requests", plan.min_requests >= 1, "at least 1"), ("alpha", 0 < plan.alpha < 1, "in (0, 1)"),
              ("error_margin", 0 <= plan.error_margin < 1, "in [0, 1)"),
              ("latency_ratio", plan.latency_ratio == 0 or plan.latency_ratio >= 1, "0, or at least 1"),
+             ("latency_slack_seconds", 0 <= plan.latency_slack_seconds < math.inf, "at least 0"),
              ("latency_quantile", 0 < plan.latency_quantile < 1, "in (0, 1)"),
              ("quality_margin", math.isfinite(plan.quality_margin), "a number"),
              ("quality_range", known is None or known[0] < known[1], "None, or low and high"),
@@ -156,9 +158,9 @@ def _milliseconds(seconds): return "over all buckets" if math.isinf(seconds) els
 
 def _latency_test(plan, share, champion, canary, limit):
     found: Slowness = latency_evidence(canary.latency_bounds_seconds, canary.latency_counts, champion.latency_counts, share,
-                                       plan.latency_ratio, plan.latency_quantile)
+                                       plan.latency_ratio, plan.latency_quantile, plan.latency_slack_seconds)
     text = (f"p{plan.latency_quantile * 100:g} latency {_milliseconds(found.quantile)} against {_milliseconds(found.other_quantile)} "
-            f"(allowed: {plan.latency_ratio:g} times)")
+            f"(allowed: {plan.latency_ratio:g} times{f', or {_milliseconds(slack)} more' if (slack := plan.latency_slack_seconds) else ''})")
     noise = _rate_variance(found.share, sum(canary.latency_counts)) + _rate_variance(found.other_share, sum(champion.latency_counts))
     lean = _lean(found.share, found.other_share, 0, noise)
     if lean > 0: text += f"; {_percent(found.share)} took over {_milliseconds(found.bound)} where {_percent(found.other_share)} may"

@@ -25,8 +25,9 @@ def _steps(text):
 
 def _plan(asked):
     from mlnb.serving.deploy import plan_for, size_of_test
+    slack = None if asked.latency_slack is None else asked.latency_slack / 1000
     given = {name: value for name, value in (("min_requests", asked.min_requests), ("error_margin", asked.error_margin), ("latency_ratio", asked.latency_ratio),
-                                             ("quality_margin", asked.quality_margin)) if value is not None}
+                                             ("latency_slack_seconds", slack), ("quality_margin", asked.quality_margin)) if value is not None}
     if asked.strategy == "ab" and asked.base is not None and asked.effect is not None and asked.min_requests is None:
         given["min_requests"] = size_of_test(asked.base, asked.effect, asked.share)
     if not asked.labels: given["quality_margin"] = -1.0

@@ -29,7 +29,9 @@ def _bar(share, width=40):
     full = min(max(full, 1 if share > 0 else 0), width - 1 if share < 1 else width)
     return "█" * full + "░" * (width - full)
 
-def _time(milliseconds): return "-" if milliseconds is None else f"{milliseconds:,.0f} ms"
+def _time(milliseconds): return "-" if milliseconds is None else f"{milliseconds:.2g} ms" if milliseconds < 10 else f"{milliseconds:,.0f} ms"
+
+def _share(share): return f"{100 * share:.4g} %"
 
 def _row(rollout, version, name):
     counts = rollout.counts.get(version, VersionCounts())
@@ -54,7 +56,7 @@ def _to(rollout): return "" if rollout.target == "local" else f" --to {rollout.t
 def _steps(rollout):
     for one in rollout.history:
         new, old = (one["requests"].get(str(version), 0) for version in (rollout.release.new, rollout.release.champion))
-        yield f"  {one['share']:>7.4g}  {one['seconds']:>7,.0f} s  {new:>9,} and {old:,} requests: {one['action']}"
+        yield f"  {_share(one['share']):>8}  {one['seconds']:>7,.0f} s  {new:>9,} and {old:,} requests: {one['action']}"
 
 # %% ../../nbs/serving/91_rollout_words.ipynb #babac3d2
 def rollout_text(
@@ -65,7 +67,7 @@ def rollout_text(
     share, copied = rollout.share, rollout.release.strategy == "shadow"
     lines = [_headline(rollout)]
     if not rollout.over:
-        lines += [f"  {_bar(share)} {share:.4g} of the requests{' are copied' if copied else ''}", "",
+        lines += [f"  {_bar(share)} {_share(share)} of the requests{' are copied' if copied else ''}", "",
                   f"  {'':17}{'requests':>10}{'errors':>10}{'half in':>10}{'95 % in':>10}{'quality':>10}{'in all':>11}",
                   _row(rollout, rollout.release.champion, "champion"), _row(rollout, rollout.release.new, "new")]
         if rollout.decision: lines += ["", _wrapped(f"{rollout.decision['action']}: {rollout.decision['reason']}")]
@@ -83,7 +85,7 @@ def rollout_line(
 ) -> str:             # at most 80 characters for names of up to 20
     "One line among others."
     release, steps = rollout.release, rollout.plan.steps
-    where = rollout.state if rollout.over or rollout.state != "running" else f"step {rollout.step + 1} of {len(steps)}, {rollout.share:.4g}"
+    where = rollout.state if rollout.over or rollout.state != "running" else f"step {rollout.step + 1} of {len(steps)}, {_share(rollout.share)}"
     stuck = "" if rollout.over or rollout.controller and is_alive(rollout.controller) else ", unattended"
     return f"{rollout.model:20} {release.strategy:10} {f'{release.champion} -> {release.new}':>8}  {where}{stuck}"
 
@@ -103,5 +105,5 @@ def progress_line(
     "One line while it goes on."
     new = rollout.counts.get(rollout.release.new, VersionCounts())
     said = rollout.decision.get("reason", "") if rollout.state == "running" else rollout.reason
-    head = f"{rollout.share:>6.4g} {_bar(rollout.share, 10)} {new.requests:>7,} asked v{rollout.release.new}, {new.errors:,} errors"
+    head = f"{_share(rollout.share):>6} {_bar(rollout.share, 10)} {new.requests:>7,} asked v{rollout.release.new}, {new.errors:,} errors"
     return f"{head}  {said}"[:80]

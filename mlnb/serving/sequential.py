@@ -204,8 +204,9 @@ def latency_evidence(
     share:float=0.5,          # of the requests planned for the new version, in (0, 1)
     ratio:float=1.0,          # how many times slower the new version may be, at least 1
     quantile:float=0.95,      # the one that people look at, in (0, 1)
+    slack_seconds:float=0.0,  # how much slower it may be in any case, at least 0
 ) -> Slowness:
-    "Evidence that a quantile of the latency has grown beyond the ratio; valid at any time."
+    "Evidence that a quantile of the latency has grown beyond both the ratio and the slack; valid at any time."
     known = list(zip(bounds, (*bounds[1:], math.inf), strict=True))
     if not bounds or bounds[0] <= 0 or any(a >= b for a, b in known) or not len(bounds) + 1 == len(counts) == len(other):
         raise ServingError("these are no buckets", got=f"{len(bounds)} bounds, {len(counts)} and {len(other)} counts",
@@ -214,9 +215,9 @@ def latency_evidence(
     mine, theirs = _quantile(bounds, counts, quantile), _quantile(bounds, other, quantile)
     found = [Slowness(-math.inf, mine, theirs, math.nan, math.nan, math.nan)]
     if not total or not other_total: return found[0]._replace(log_e=0.0)
-    next_to = int(np.searchsorted(bounds, ratio * theirs, side="left"))
+    next_to = int(np.searchsorted(bounds, max(ratio * theirs, theirs + slack_seconds), side="left"))
     for i in {max(0, next_to - 1), min(next_to, len(bounds) - 1)}:
-        slow, other_slow = float(np.sum(counts[i + 1:])), _above(bounds, other, bounds[i] / ratio)
+        slow, other_slow = float(np.sum(counts[i + 1:])), _above(bounds, other, min(bounds[i] / ratio, bounds[i] - slack_seconds))
         log_e = event_evidence(slow, total, other_slow, other_total, share)
         found.append(Slowness(log_e, mine, theirs, float(bounds[i]), slow / total, other_slow / other_total))
     return max(found)._replace(log_e=_log_sum(np.array([one.log_e for one in found])) - math.log(len(bounds)))
