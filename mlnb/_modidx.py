@@ -4099,6 +4099,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlnb/serving/history.py'),
                                       'mlnb.serving.history.decide': ('serving/history.html#decide', 'mlnb/serving/history.py'),
                                       'mlnb.serving.history.holders': ('serving/history.html#holders', 'mlnb/serving/history.py'),
+                                      'mlnb.serving.history.mend_aliases': ('serving/history.html#mend_aliases', 'mlnb/serving/history.py'),
                                       'mlnb.serving.history.read_history': ( 'serving/history.html#read_history',
                                                                              'mlnb/serving/history.py')},
             'mlnb.serving.http_protocol': { 'mlnb.serving.http_protocol.HttpProtocol': ( 'serving/http_protocol.html#httpprotocol',

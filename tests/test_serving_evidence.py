@@ -23,6 +23,7 @@ def write(log, number, version, moment, value):
 def plainly(folder, labels, since):
     """The same from the whole log and the last label of each request."""
     log, found = read_log(folder, "m"), {}
+    if log.empty: return {}
     log = log[(log["time"].astype("int64") / 1e6 >= since)].drop_duplicates(["request_id", "version"], keep="last")
     for version, part in log.groupby("version"):
         scores = [1 - (value - labels[name]) ** 2 for name, value in zip(part["request_id"], part["output.scores"], strict=True) if name in labels]
@@ -42,7 +43,9 @@ def test_looks_at_any_moment_say_what_everything_at_once_says(tmp_path, seed):
             for version in (6, 7): write(draw.choice(logs), number, version, clock, draw.random())
         if draw.random() < 0.3: logs.append(PredictionLog(tmp_path / "log", rotate_rows=draw.choice((3, 1000)), flush_seconds=0.01))
         if draw.random() < 0.2 and len(logs) > 1: logs.pop(0).close()
-        if draw.random() < 0.1: write(logs[-1], max(1, number), 6, clock, draw.random())   # asked again
+        if draw.random() < 0.1:   # asked again
+            clock += 1
+            for version in (6, 7): write(draw.choice(logs), max(1, number), version, clock, draw.random())
         named = {f"r{draw.randint(1, number + 5)}": draw.randrange(2) for _ in range(draw.randrange(8))}
         known |= named
         if draw.random() < 0.15 or not path.exists():

@@ -113,6 +113,7 @@ class LoggedEvidence:
         kind, changed = (self._words, self._numbers), []
         for block in self._log.new():
             for key, said in _rows(block):
+                if key in self._answers and self._answers[key].moment > said.moment: continue   # asked again, in a file that is read later
                 self._answers[key] = said
                 self._versions.add(key[2])
                 self._words |= isinstance(said.value, str | tuple)

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..errors import ServingError
 from ..files import canonical_json, digest, digest_file, disk_error, lock, read_json, write_atomic, write_json
 from .compatibility import next_version, read_schema
-from .history import current_aliases, decide, read_history
+from .history import current_aliases, decide, mend_aliases, read_history
 
 # %% ../../nbs/serving/20_registry.ipynb #d2371d29
 def digest_files(
@@ -187,8 +187,9 @@ def _keep_beside(folder, number, beside):
 def settle(
     folder:Path|str,  # of the model in the registry; its lock is held
 ) -> None:
-    "Finish what a killed process decided: a retired version leaves TensorFlow Serving's sight."
+    "Finish what a killed process decided: its aliases are written, a retired version leaves TensorFlow Serving's sight."
     folder = Path(folder)
+    mend_aliases(folder)
     for number in _out(folder)["retired"]:
         if not (folder/str(number)).is_dir(): continue
         try:
