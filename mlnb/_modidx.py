@@ -5956,6 +5956,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlnb.tracking.sweep.Search.reached': ('tracking/sweep.html#search.reached', 'mlnb/tracking/sweep.py'),
                                      'mlnb.tracking.sweep.Search.start': ('tracking/sweep.html#search.start', 'mlnb/tracking/sweep.py'),
                                      'mlnb.tracking.sweep._Followed': ('tracking/sweep.html#_followed', 'mlnb/tracking/sweep.py'),
+                                     'mlnb.tracking.sweep._Followed._judge': ( 'tracking/sweep.html#_followed._judge',
+                                                                               'mlnb/tracking/sweep.py'),
                                      'mlnb.tracking.sweep._Followed._tell': ( 'tracking/sweep.html#_followed._tell',
                                                                               'mlnb/tracking/sweep.py'),
                                      'mlnb.tracking.sweep._Followed.follow': ( 'tracking/sweep.html#_followed.follow',

@@ -118,10 +118,12 @@ def test_chance_and_learning(folder):
     assert len(target["trials"]) <= 2
 
 
-def test_a_hopeless_trial_is_ended(folder):
-    """By what it logs while it runs; it counts with the best it had."""
+@pytest.mark.parametrize("pause", [0.05, 0])
+def test_a_hopeless_trial_is_ended(folder, pause):
+    """By what it logs while it runs; it counts with the best it had. Trials that nobody saw running are a measure too."""
     body = "import time\nfrom mlnb import glue\nfrom mlnb.metrics import log_metrics\nfor step in range(1, 40):\n"
-    body += "    log_metrics({'val_auc': lr * step, 'loss': 1.0}, step)\n    time.sleep(0.05 if step < 4 else 0.5 * (lr < 0.2))\nglue('val_auc', lr * 39)"
+    body += "    log_metrics({'val_auc': lr * step, 'loss': 1.0}, step)\n    time.sleep(PAUSE if step < 4 else 0.5 * (lr < 0.2))\nglue('val_auc', lr * 39)"
+    body = body.replace("PAUSE", str(pause))
     folder.stage("20_train", ["parameters: lr: float = 0.1", "from mlnb import ref\nref('load.rows')", body])
     text = "method: grid\nmetric: {name: val_auc, goal: maximize}\nparameters: {train.lr: {values: [0.9, 0.8, 0.1]}}\n"
     document = folder.sweep(text + "early_terminate: {type: hyperband, min_iter: 4, eta: 2}\n")

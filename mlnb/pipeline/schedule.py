@@ -223,7 +223,8 @@ class Scheduler:
                 if "values" in logged: self.tell({"event": "metrics", "stage": name} | logged)
 
     def end(self, ended:"Ended") -> None:
-        "A stage's process has ended: read its outcome, try again if it may, else settle."
+        "A stage's process has ended: hear its last words, read its outcome, try again if it may, else settle."
+        self.hear()
         _, name = self.machine.running.pop(ended.spec)
         running = self.running.pop(name)
         record = self._outcome(name, running, ended.code)

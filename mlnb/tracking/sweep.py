@@ -76,7 +76,7 @@ class _Followed(Member):
     pruned = 0
 
     def follow(self, sweep, seen):
-        self.sweep, self.rungs, self._values = sweep, seen, []
+        self.sweep, self.rungs, self._values, self._judged = sweep, seen, [], 0
 
     def _tell(self, event):
         super()._tell(event)
@@ -87,17 +87,21 @@ class _Followed(Member):
 
     def watch(self) -> None:
         "Follow its running stages, and the metric of the sweep in what they log."
-        before = len(self._values)
         super().watch()
-        if not self.sweep.early or self.pruned or len(self._values) == before: return
-        self.pruned = hopeless(self.sweep.early, self.rungs, before, self._values, max if self.sweep.goal == "maximize" else min)
-        if not self.pruned: return
-        self.record.data["sweep"]["pruned"] = self.pruned
+        if self.pruned or not (rung := self._judge()): return
+        self.pruned = self.record.data["sweep"]["pruned"] = rung
         self.scheduler.interrupt()
+
+    def _judge(self):
+        "The rung that it fell from with the values that are new, see `hopeless`; others are held against what it reached."
+        before, self._judged = self._judged, len(self._values)
+        if not self.sweep.early or before == self._judged: return 0
+        return hopeless(self.sweep.early, self.rungs, before, self._values, max if self.sweep.goal == "maximize" else min)
 
     def outcome(self) -> Trial: # as it is written into the journal
         "How the trial ended."
         data = self.record.data
+        self._judge()   # one that was quicker than the eye is a measure for others all the same
         ended = self.trial._replace(run=data["run"], seconds=data["seconds"])
         best = max if self.sweep.goal == "maximize" else min
         if self.pruned: return ended._replace(status="pruned", value=best(self._values), why=f"ended after {self.pruned} values")
