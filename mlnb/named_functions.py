@@ -13,15 +13,15 @@ from .errors import ParameterError
 
 # %% ../nbs/24_named_functions.ipynb #ccff9dae
 def named_function(
-    text:str,  # "module:function", importable from the project
-) -> Callable[..., Any]: # the function
+    text:str,             # "module:function", importable from the project
+) -> Callable[..., Any]:  # the function
     "Import a function by its name; raises `ParameterError`."
     module, _, name = text.partition(":")
     if not module or not name: raise ParameterError("this names no function", got=text, expected="module:function")
     try: found = getattr(importlib.import_module(module), name, None)
     except ImportError as e:
         raise ParameterError(f"the module of '{text}' cannot be imported", got=str(e), expected="module:function",
-                                  cure="a module of the project, or an installed one") from e
+                             cure="a module of the project, or an installed one") from e
     if callable(found): return found
     raise ParameterError(f"'{text}' is no function", got=f"{type(found).__name__}" if found is not None else f"no '{name}' in {module}",
-                              expected="something that can be called")
+                         expected="something that can be called")

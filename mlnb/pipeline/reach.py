@@ -220,14 +220,11 @@ def reached(
     return Reach(kept[0], frozenset(kept[1]), *kept[2:])
 
 def reach_texts(
-    modules:KeptModules,                     # the modules it was made from
-    reach:Reach,                             # as returned by `reached`
+    modules:KeptModules,  # the modules it was made from
+    reach:Reach,          # as returned by `reached`
     known:Callable[[str], bool]=lambda _: False, # digests whose text is at hand; a module with no others is not read
-) -> dict[str, str]:                         # text of every other definition by digest, as far as the files are unchanged
+) -> dict[str, str]:      # text of every other definition by digest, as far as the files are unchanged
     "The texts behind the digests, for the day when somebody asks what changed."
-    asked = {d: known(d) for d in set(reach.definitions.values())}
-    wanted = {key: d for key, d in reach.definitions.items() if not asked[d]}
-    texts = {digest(reach.order): reach.order}
-    for module in {key.partition(":")[0] for key in wanted if ":" in key}: texts |= modules.texts(module)
-    found = set(wanted.values())
-    return {d: t for d, t in texts.items() if d in found}
+    wanted, texts = {d for d in set(reach.definitions.values()) if not known(d)}, {digest(reach.order): reach.order}
+    for module in {key.partition(":")[0] for key, d in reach.definitions.items() if d in wanted and ":" in key}: texts |= modules.texts(module)
+    return {d: t for d, t in texts.items() if d in wanted}
