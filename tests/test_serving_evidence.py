@@ -139,3 +139,20 @@ def test_a_file_that_is_no_table_is_said_and_mended_later(tmp_path):
         seen.append((evidence.quality(0.0).get(6, (0,))[0], evidence.trouble.split(" (")[0]))
     assert seen == [(0, "there are no labels yet"), (0, "the labels cannot be read"), (1, "")]
     assert LabelTail(path).new()[0] is True
+
+
+def test_a_file_that_goes_while_it_is_read_is_no_trouble(tmp_path, monkeypatch):
+    """The server keeps its log within bounds meanwhile."""
+    for moment in (1000.0, 2000.0):
+        log = PredictionLog(tmp_path / "log", flush_seconds=0.01)
+        write(log, 1, 6, moment, 0.5)
+        log.close()
+    tail, names = LogTail(tmp_path / "log", "m"), os.listdir
+
+    def listed(folder):
+        found = sorted(names(folder))
+        os.unlink(os.path.join(folder, found[0]))
+        return found
+
+    monkeypatch.setattr(log_tail.os, "listdir", listed)
+    assert sum(map(len, tail.new())) == 1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['weigh', 'kind_of', 'Requests', 'example_columns', 'request_block', 'Journal', 'whole_blocks', 'to_parquet', 'adopt',
-           'folder_of', 'Cleared', 'clear_log']
+           'folder_of', 'LogFile', 'log_file', 'Cleared', 'clear_log']
 
 # %% ../../nbs/serving/37_journal.ipynb #7a4c6b30
 import hmac
@@ -270,6 +270,21 @@ def folder_of(
     return Path(folder)/re.sub(r"^\.", "%2E", quote(model, safe=""))
 
 # %% ../../nbs/serving/37_journal.ipynb #294fd8cd
+class LogFile(NamedTuple):
+    "What the name of a Parquet file says."
+    first: datetime   # its first row
+    last: datetime    # and its last
+    journal: str      # that it was made of
+
+def log_file(
+    name:str,  # of a file in a log
+) -> LogFile|None:
+    "Read a name; None for what is no Parquet file of a log."
+    match = re.fullmatch(r"(\d{8}T\d{12})-(\d{8}T\d{12})-(.+)\.parquet", name)
+    if match is None: return None
+    first, last = (datetime.strptime(match[i], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC) for i in (1, 2))
+    return LogFile(first, last, match[3])
+
 class Cleared(NamedTuple):
     "What was deleted from a log."
     files: int
@@ -290,7 +305,8 @@ def clear_log(
         fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
         sizes = {path: _size(path) for kind in ("arrows", "parquet") for path in Path(folder).glob(f"*/*.{kind}")}
         total = sum(sizes.values())
-        for end, path in sorted((_end_of(path.name), path) for path in sizes if _NAME.fullmatch(path.name)):
+        named = [(one.last.timestamp(), path) for path in sizes if (one := log_file(path.name))]
+        for end, path in sorted(named):
             if not (most_bytes and total > most_bytes or most_seconds and end < now - most_seconds): continue
             path.unlink(missing_ok=True)
             total -= sizes[path]
@@ -299,10 +315,7 @@ def clear_log(
     finally: os.close(turn)
     return gone
 
-_NAME = re.compile(r"(\d{8}T\d{12})-(\d{8}T\d{12})-(.+)\.parquet")
 
 def _size(path):
     try: return path.stat().st_size
     except FileNotFoundError: return 0
-
-def _end_of(name): return datetime.strptime(name.split("-")[1], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC).timestamp()

@@ -7,17 +7,13 @@ __all__ = ['LogTail', 'Label', 'read_labels', 'LabelTail']
 
 # %% ../../nbs/serving/77_log_tail.ipynb #19489958
 import os
-import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from ..errors import ServingError
-from .journal import folder_of
+from .journal import folder_of, log_file
 
 # %% ../../nbs/serving/77_log_tail.ipynb #be094b4b
-_PARQUET = re.compile(r"\d{8}T\d{12}-(\d{8}T\d{12})-(.+)\.parquet")   # the last row's moment, and the journal
-
 class _Mark(NamedTuple):
     "How far a journal was read."
     rows: int = 0
@@ -57,19 +53,20 @@ class LogTail:
         "The `pyarrow.RecordBatch`es that came since the last call; each row once."
         try: names = sorted(os.listdir(self._folder))
         except FileNotFoundError: return []
-        found = [block for match in map(_PARQUET.fullmatch, names) if match and match[2] not in self._done for block in self._parquet(match)]
+        files = [(name, one) for name in names if (one := log_file(name)) and one.journal not in self._done]
+        found = [block for name, one in files for block in self._parquet(name, one)]
         for name in names:
             stem = name.removesuffix(".arrows")
             if stem != name and not name.startswith(".") and stem not in self._done: found += self._journal(stem, name)
         return found
 
-    def _parquet(self, match):
+    def _parquet(self, name, one):
         import pyarrow.parquet as pq
-        given = self._marks.get(match[2], _Mark()).rows
-        last = datetime.strptime(match[1], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC).timestamp()
-        found = [] if last < self._since else pq.read_table(self._folder/match[0]).slice(given).to_batches()
-        self._done.add(match[2])
-        self._marks.pop(match[2], None)
+        given = self._marks.pop(one.journal, _Mark()).rows
+        self._done.add(one.journal)
+        if one.last.timestamp() < self._since: return []
+        try: found = pq.read_table(self._folder/name).slice(given).to_batches()
+        except FileNotFoundError: return []   # it was too old, or too much
         return [block for block in found if len(block)]
 
     def _journal(self, stem, name):

@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import re
 import secrets
 import shutil
 import threading
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from ..errors import MlnbError, ServingError
 from ..files import disk_error
-from .journal import Journal, Requests, adopt, clear_log, folder_of, kind_of, request_block, to_parquet, weigh, whole_blocks
+from .journal import Journal, Requests, adopt, clear_log, folder_of, kind_of, log_file, request_block, to_parquet, weigh, whole_blocks
 
 # %% ../../nbs/serving/50_prediction_log.ipynb #e0e472c7
 def is_sampled(
@@ -206,8 +205,6 @@ class PredictionLog:
             self._keeper.clear()
 
 # %% ../../nbs/serving/50_prediction_log.ipynb #12c9abc8
-_NAME = re.compile(r"(\d{8}T\d{12})-(\d{8}T\d{12})-(.+)\.parquet")
-
 def _moment(value):
     import pandas as pd
     if value is None: return None
@@ -217,18 +214,15 @@ def _moment(value):
 
 def _blocks(folder, start, end, columns, rows):
     "The blocks of a model's folder, Parquet files in the order of their first row, then the journals."
-    import pandas as pd
     import pyarrow.parquet as pq
     journals = {}
     for path in sorted(folder.glob("*.arrows")):
         try: journals[path.stem] = whole_blocks(path)[1]
         except FileNotFoundError: continue
     for path in sorted(folder.glob("*.parquet")):
-        match = _NAME.fullmatch(path.name)
-        if match is None: continue
-        journals.pop(match[3], None)
-        first, last = (pd.to_datetime(match[i], format="%Y%m%dT%H%M%S%f", utc=True) for i in (1, 2))
-        if (end is not None and first >= end) or (start is not None and last < start): continue
+        if (named := log_file(path.name)) is None: continue
+        journals.pop(named.journal, None)
+        if (end is not None and named.first >= end) or (start is not None and named.last < start): continue
         try: file = pq.ParquetFile(path)
         except FileNotFoundError: continue   # it was too old, or too much
         with file:
